@@ -1,0 +1,98 @@
+"""The fields of an experiment, their defaults, and the checks that need nothing but the fields."""
+
+import ml_collections
+
+
+class UserError(ValueError):
+  """A mistake of the user's: one line with the value, what is allowed and what to do next."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns the paper's CIFAR-10 recipe (appendix of arXiv 2003.00152; defaults of open_lth)."""
+  config = ml_collections.ConfigDict()
+
+  # What trains: groups of parameters joined by + and -. The groups are batchnorm, gamma, beta,
+  # output, shortcut, conv (every convolution but the shortcuts'), all and nothing.
+  config.train = 'batchnorm'
+  # cifar_resnetN or cifar_resnetNxK: depth N = 6 D + 2, width K times 16.
+  config.network = 'cifar_resnet14'
+  # Initial values, order of the images and augmentation follow from the seed and from nothing else.
+  config.seed = 0
+  # Passes over the training images.
+  config.epochs = 160
+  # Images in a training step, over all devices. What is left over at an epoch's end is dropped.
+  config.batch_size = 128
+  # Images in an evaluation step, over all devices. Has no influence on the result.
+  config.eval_batch_size = 500
+  # BatchNorm's statistics: of each device's own share of the batch, or of the whole batch.
+  config.sync_batchnorm = False
+
+  config.data = ml_collections.ConfigDict()
+  # digits, cifar10_jpeg, or the name of any prepared TFDS image classification data set.
+  config.data.name = 'cifar10'
+  # Folder that holds the prepared data sets; '' is TFDS's own: $TFDS_DATA_DIR or
+  # ~/tensorflow_datasets.
+  config.data.dir = ''
+  # Augmentation: pad with this many black pixels on every side, crop at random to the old size.
+  config.data.pad = 4
+  # Augmentation: mirror left to right with probability 1/2.
+  config.data.flip = True
+  # Subtracted from and divided into the pixels in [0, 1]: one number a channel.
+  config.data.mean = (0.485, 0.456, 0.406)
+  config.data.std = (0.229, 0.224, 0.225)
+
+  config.optimizer = ml_collections.ConfigDict()
+  # SGD. The rate at the start, before warm-up and drops.
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.momentum = 0.9
+  # L2, added to the gradient of every trained parameter, gamma and beta included.
+  config.optimizer.weight_decay = 1e-4
+  # Fractions of the run after which the rate is multiplied by drop_factor: 80 and 120 of 160 epochs.
+  config.optimizer.drops = (0.5, 0.75)
+  config.optimizer.drop_factor = 0.1
+  # Epochs of linear warm-up from 0, step by step.
+  config.optimizer.warmup_epochs = 0.0
+
+  # Steps between two lines of training metrics: each line is the mean over the steps since the last.
+  config.log_every = 50
+  # Epochs between two evaluations, and between two checkpoints. The last epoch has both.
+  config.eval_every = 1
+  config.checkpoint_every = 1
+  # Checkpoints kept: the newest ones.
+  config.checkpoint_keep = 2
+  return config.lock()
+
+
+def _is_fraction(x):
+  return 0 < x < 1
+
+
+_POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every',
+             'checkpoint_every', 'checkpoint_keep', 'data.std')
+_NOT_NEGATIVE = ('seed', 'data.pad', 'optimizer.learning_rate', 'optimizer.weight_decay',
+                 'optimizer.warmup_epochs')
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Checks what the fields alone can tell.
+
+  Raises:
+    UserError: a field is out of range.
+  """
+  def require(field, allowed, rule):
+    value = config
+    for part in field.split('.'):
+      value = value[part]
+    if not all(rule(v) for v in (value if isinstance(value, tuple) else (value,))):
+      raise UserError(f'config.{field} is {value!r}; allowed is {allowed}.'
+                      f' Set it with --config.{field}=...')
+
+  for field in _POSITIVE:
+    require(field, 'a number above 0', lambda v: v > 0)
+  for field in _NOT_NEGATIVE:
+    require(field, '0 or more', lambda v: v >= 0)
+  require('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
+  require('optimizer.drops', 'fractions of the run, between 0 and 1', _is_fraction)
+  require('optimizer.drop_factor', 'a number above 0', lambda v: v > 0)
+  require('optimizer.warmup_epochs', f'at most config.epochs = {config.epochs}',
+          lambda v: v <= config.epochs)

@@ -1,0 +1,73 @@
+"""Prepares a data set for training: python -m bnonly_jax.data.prepare --dataset=NAME [--source=PATH].
+
+digits needs nothing. cifar10_jpeg reads train/<class>/*.jpg and test/<class>/*.jpg from the folder or
+tar given as --source. Any other name is TFDS's: its archives are downloaded, or taken from the folder
+--source if they lie there under their official names; this needs TensorFlow once.
+"""
+
+import importlib.util
+import sys
+
+from absl import app
+from absl import flags
+
+from bnonly_jax import data
+from bnonly_jax.config import UserError
+
+
+def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
+  """Writes a data set as ArrayRecord, unless it is there already.
+
+  Args:
+    name: digits, cifar10_jpeg, or a name that TFDS knows.
+    data_dir: the folder of prepared data sets; '' stands for TFDS's own.
+    source: where the data lies: a folder or tar for cifar10_jpeg, a folder of archives for others.
+
+  Raises:
+    UserError: it is prepared in another format, the source is missing or wrong, TensorFlow is needed
+      and missing, or TFDS knows no such name.
+  """
+  root = data.directory(data_dir)
+  if any(root.glob(f'{name}/*/dataset_info.json')):
+    return data.find(name, data_dir)
+  kwargs = {'data_dir': root, 'file_format': 'array_record'}
+  if name == 'cifar10_jpeg' and not source:
+    raise UserError('--source is missing: cifar10_jpeg is read from a folder or tar with'
+                    ' train/<class>/*.jpg and test/<class>/*.jpg. Add --source=PATH.')
+  import tensorflow_datasets as tfds
+  if name == 'digits':
+    from bnonly_jax.data.digits import Digits
+    tfds.disable_progress_bar()
+    Digits(**kwargs).download_and_prepare()
+  elif name == 'cifar10_jpeg':
+    from bnonly_jax.data.cifar10_jpeg import Cifar10Jpeg
+    Cifar10Jpeg(source=source, **kwargs).download_and_prepare()
+  else:
+    if name.split('/')[0] not in tfds.list_builders():
+      raise UserError(f'--dataset is {name!r}; allowed are digits, cifar10_jpeg and the names at'
+                      ' https://www.tensorflow.org/datasets/catalog. Check the spelling.')
+    if importlib.util.find_spec('tensorflow') is None:
+      raise UserError(f'--dataset is {name!r}, whose preparation needs TensorFlow once (training does'
+                      " not). Install it: pip install 'bnonly_jax[prepare]'")
+    tfds.builder(name, **kwargs).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=source or None))
+  return data.find(name, data_dir)
+
+
+def main(_) -> None:
+  try:
+    info = prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value)
+  except UserError as error:
+    sys.exit(f'error: {error}')
+  print(f'{_DATASET.value}: {info.train_images:,} training and {info.test_images:,} test images of'
+        f' {"x".join(map(str, info.image_shape))}, {info.classes} classes, in {info.path}')
+
+
+if __name__ == '__main__':
+  _DATASET = flags.DEFINE_string('dataset', None, 'digits, cifar10_jpeg, or a TFDS name.',
+                                 required=True)
+  _SOURCE = flags.DEFINE_string('source', '', 'Folder or tar that holds the data, or a folder of'
+                                ' official archives; without it TFDS downloads.')
+  _DATA_DIR = flags.DEFINE_string('data_dir', '', 'Folder for prepared data sets; the default is'
+                                  " TFDS's: $TFDS_DATA_DIR or ~/tensorflow_datasets.")
+  app.run(main)

@@ -1,0 +1,55 @@
+"""The plots of one run."""
+
+import pathlib
+
+import flax.traverse_util
+import matplotlib
+matplotlib.use('agg')
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from bnonly_jax import masks  # noqa: E402
+from bnonly_jax import metrics  # noqa: E402
+
+# Okabe and Ito's colours, which people of any colour vision tell apart.
+_BLUE, _ORANGE, _GREY = '#0072B2', '#E69F00', '#999999'
+
+
+def gammas(params: dict) -> np.ndarray:
+  """Returns every gamma of a network in one vector."""
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  return np.concatenate([np.zeros(0, np.float32)] + [
+      np.ravel(value) for name, value in flat.items() if masks.group_of(name) == 'gamma'])
+
+
+def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> pathlib.Path:
+  """Draws training and test accuracy as metrics.jsonl has them."""
+  lines = metrics.read(workdir)
+  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  for key, label, colour in (('train_accuracy', 'training batches', _ORANGE),
+                             ('test_accuracy', 'test', _BLUE)):
+    points = [(line['epoch'], line[key]) for line in lines if key in line]
+    axes.plot(*zip(*points), label=label, color=colour, marker='.' if key[:4] == 'test' else '')
+  axes.set(xlabel='epoch', ylabel='accuracy', ylim=(0, 1), title=title)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  return _save(figure, workdir / 'accuracy.png')
+
+
+def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
+                    title: str) -> pathlib.Path:
+  """Draws the distribution of gamma before and after training."""
+  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  bins = np.histogram_bin_edges(np.concatenate([start, end]), 60)
+  axes.hist(start, bins, label='start', color=_GREY, alpha=0.6)
+  axes.hist(end, bins, label='end', color=_BLUE, histtype='step', linewidth=1.5)
+  axes.set(xlabel='gamma', ylabel='number of features', title=title)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  return _save(figure, workdir / 'gamma.png')
+
+
+def _save(figure, path):
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+  return path

@@ -1,0 +1,143 @@
+"""From a selection ('batchnorm+output') to a mask, and from a mask to what trains and what is frozen.
+
+A mask is a pytree like the parameters with a bool for each tensor, or a bool array for a tensor of
+which only single weights train.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bnonly_jax.config import UserError
+
+# Every parameter belongs to the first group whose expression is found in its name.
+GROUPS = {
+    'gamma': r'norm\d*/scale$',
+    'beta': r'norm\d*/bias$',
+    'shortcut': r'shortcut_conv/kernel$',
+    'conv': r'conv\d*/(kernel|bias)$',
+    'output': r'^output/',
+}
+SETS = {'batchnorm': ('gamma', 'beta'), 'all': tuple(GROUPS), 'nothing': ()}
+
+
+class GroupRow(NamedTuple):
+  """A line of the parameter table: sizes of one group."""
+  group: str
+  tensors: int
+  parameters: int
+  trained: int
+
+
+class Chosen(NamedTuple):
+  """The frozen half of a tensor of which single weights train."""
+  tensor: jax.Array  # the whole tensor at its start
+  index: jax.Array  # int32 [n], where the trained weights lie in the flattened tensor
+
+
+def group_of(name: str) -> str:
+  """Returns the group of the parameter with this name, its path joined by slashes.
+
+  Raises:
+    ValueError: no group knows it; a network with other names needs a line in GROUPS.
+  """
+  for group, expression in GROUPS.items():
+    if re.search(expression, name):
+      return group
+  raise ValueError(f'parameter {name!r} belongs to none of the groups {", ".join(GROUPS)}')
+
+
+def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
+  """Turns a selection into a mask.
+
+  Args:
+    selection: groups or sets joined by + and -, read from left to right: 'all-batchnorm'.
+    params: the network's parameters, or their shapes.
+
+  Returns:
+    A pytree of bools like `params`.
+
+  Raises:
+    UserError: an unknown group, one that the network lacks, or a selection that matches nothing
+      without being 'nothing'.
+  """
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  groups = {name: group_of(name) for name in flat}
+  there = ', '.join(f'{row.group} ({row.parameters:,})' for row in table(params) if row.tensors)
+  terms = re.findall(r'([+-]?)\s*([^+\-\s]+)\s*', '+' + selection.strip())
+  if ''.join(sign + term for sign, term in terms) != '+' + re.sub(r'\s', '', selection):
+    terms = []
+  chosen = set()
+  for sign, term in terms or [('+', selection)]:
+    if term not in GROUPS and term not in SETS:
+      raise UserError(
+          f'config.train is {selection!r}: {term!r} is no group. Allowed are groups joined by + and -:'
+          f' {", ".join(GROUPS)}, {", ".join(SETS)}. Try --config.train=batchnorm+output.')
+    named = set(SETS.get(term, (term,)))
+    if named and not named & set(groups.values()):
+      raise UserError(f'config.train is {selection!r}: this network has no {term}. It has {there}.'
+                      f' Leave {term} out of --config.train.')
+    chosen = chosen | named if sign == '+' else chosen - named
+  mask = {name: group in chosen for name, group in groups.items()}
+  if not any(mask.values()) and selection.strip() != 'nothing':
+    raise UserError(f'config.train is {selection!r}, which matches no parameter. This network has'
+                    f' {there}. To train none of them say --config.train=nothing.')
+  return flax.traverse_util.unflatten_dict(mask, sep='/')
+
+
+def partition(params: dict[str, Any], mask: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Splits parameters into what trains and what is frozen.
+
+  Returns:
+    (trainable, frozen), each shaped like `params`, with None where the other half has the tensor.
+    Where a mask's leaf is an array, trainable holds the chosen weights as one vector and frozen a
+    `Chosen`.
+  """
+  def split(keep, tensor):
+    if isinstance(keep, (bool, np.bool_)):
+      return (tensor, None) if keep else (None, tensor)
+    index = np.flatnonzero(keep).astype(np.int32)
+    return tensor.reshape(-1)[index], Chosen(tensor, index)
+
+  pairs = jax.tree.map(split, mask, params)
+  return tuple(jax.tree.map(lambda _, pair, i=i: pair[i], mask, pairs) for i in (0, 1))
+
+
+def merge(trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
+  """Puts the two halves together again. The inverse of `partition`."""
+  def join(t, f):
+    if t is None:
+      return f
+    if isinstance(f, Chosen):
+      flat = jnp.reshape(f.tensor, -1).at[f.index].set(t, unique_indices=True)
+      return flat.reshape(f.tensor.shape)
+    return t
+
+  return jax.tree.map(join, trainable, frozen, is_leaf=lambda x: x is None)
+
+
+def tensors_trained(mask: dict[str, Any]) -> dict[str, Any]:
+  """Returns for each tensor whether any weight of it trains: the mask that optax.masked takes."""
+  return jax.tree.map(lambda keep: bool(np.any(keep)), mask)
+
+
+def table(params: dict[str, Any], mask: dict[str, Any] | None = None) -> list[GroupRow]:
+  """Counts tensors, parameters and trained parameters of each group, in the order of GROUPS.
+
+  A stack of equal blocks counts as the tensors that it stacks.
+  """
+  params = flax.traverse_util.flatten_dict(params, sep='/')
+  mask = flax.traverse_util.flatten_dict(mask, sep='/') if mask else dict.fromkeys(params, False)
+  rows = []
+  for group in GROUPS:
+    names = [name for name in params if group_of(name) == group]
+    rows.append(GroupRow(
+        group,
+        sum(params[n].shape[0] if '_stack/' in n else 1 for n in names),
+        sum(int(np.prod(params[n].shape)) for n in names),
+        sum(int(np.sum(np.broadcast_to(mask[n], params[n].shape))) for n in names)))
+  return rows

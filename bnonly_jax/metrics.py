@@ -1,0 +1,143 @@
+"""What a run tells people while it goes on: metrics.jsonl, TensorBoard events, the terminal."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
+import tensorboardX
+
+from bnonly_jax import masks
+
+console = rich.console.Console(highlight=False, soft_wrap=True)
+
+
+def print_table(rows: list[masks.GroupRow]) -> None:
+  """Prints the parameter table: what trains, what is frozen."""
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  for column in ('group', 'tensors', 'parameters', '', 'share'):
+    table.add_column(column, justify='left' if column in ('group', '') else 'right')
+  total = sum(row.parameters for row in rows)
+  for row in rows:
+    trains = {0: 'frozen', row.parameters: 'trains'}.get(row.trained, f'{row.trained:,} train')
+    table.add_row(row.group, f'{row.tensors:,}', f'{row.parameters:,}',
+                  trains if row.parameters else '-', f'{row.parameters / total:.2%}')
+  trained = sum(row.trained for row in rows)
+  table.add_section()
+  table.add_row('all', f'{sum(row.tensors for row in rows):,}', f'{total:,}',
+                f'{trained:,} train', f'{trained / total:.2%}')
+  console.print(table)
+
+
+class Writer:
+  """Appends scalars to workdir/metrics.jsonl and to TensorBoard events in workdir/tensorboard.
+
+  Lines after `start_step`, which a killed run may have left, go: they will be written again.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start_step: int):
+    path = workdir / 'metrics.jsonl'
+    kept = [line for line in read(workdir) if 0 < line['step'] <= start_step or
+            (start_step and line['step'] == 0)]
+    draft = path.with_name(f'.{path.name}')
+    draft.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    draft.replace(path)
+    self._file = open(path, 'a')
+    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'),
+                                              purge_step=start_step + 1 if start_step else 0)
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes one line at once: a killed process loses none of the lines before."""
+    self._file.write(json.dumps({'step': step, **scalars}) + '\n')
+    self._file.flush()
+    for name, value in scalars.items():
+      self._events.add_scalar(name.replace('_', '/', 1), value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the lines of metrics.jsonl; one that a kill cut short ends the list."""
+  path, lines = workdir / 'metrics.jsonl', []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return lines
+
+
+class TrainLog:
+  """Gathers the metrics of training steps and turns those since the last line into the next.
+
+  Nothing here waits for the device until `flush`.
+  """
+
+  def __init__(self, writer: Writer, steps: int, steps_per_epoch: int, batch_size: int,
+               log_every: int, start_step: int):
+    self._writer, self._steps, self._steps_per_epoch = writer, steps, steps_per_epoch
+    self._batch_size, self._log_every = batch_size, log_every
+    self._pending, self._step, self._rate = [], start_step, None
+    self._progress = rich.progress.Progress(
+        rich.progress.TextColumn('epoch {task.fields[epoch]}'), rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[status]}'),
+        console=console, transient=True, disable=not console.is_terminal)
+    self._task = self._progress.add_task('', total=steps, completed=start_step, epoch='', status='')
+    self._progress.start()
+    self.restart_clock()
+
+  @property
+  def due(self) -> bool:
+    """Whether the steps gathered so far make a line."""
+    return bool(self._pending) and self._step % self._log_every == 0
+
+  def restart_clock(self) -> None:
+    """Leaves the time until now (compiling, evaluating) out of the training time."""
+    self._clock = time.perf_counter()
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of the step that brings the count to `step`."""
+    self._pending.append(metrics)
+    self._step = step
+    self._progress.update(self._task, completed=step, status=self._status(),
+                          epoch=f'{step / self._steps_per_epoch:.1f}')
+
+  def flush(self) -> None:
+    """Waits for the steps gathered so far and writes their mean."""
+    if not self._pending:
+      return
+    values = jax.device_get(self._pending)
+    now = time.perf_counter()
+    seconds, self._clock = now - self._clock, now
+    self._rate = len(values) * self._batch_size / seconds
+    mean = {f'train_{name}': float(np.mean([v[name] for v in values], dtype=np.float64))
+            for name in values[0]}
+    self._writer.write(self._step, {
+        'epoch': self._step / self._steps_per_epoch, **mean,
+        'time_images_per_second': self._rate, 'time_seconds': seconds})
+    self.last = mean
+    self._pending = []
+
+  def epoch_line(self, evaluation: dict[str, float]) -> None:
+    """Prints where the run stands after an evaluation."""
+    console.print(f'epoch {self._step / self._steps_per_epoch:g}/{self._steps / self._steps_per_epoch:g}'
+                  f'  train loss {self.last["train_loss"]:.3f} accuracy {self.last["train_accuracy"]:.3f}'
+                  f'  test loss {evaluation["test_loss"]:.3f} accuracy {evaluation["test_accuracy"]:.4f}'
+                  f'  {self._status()}')
+
+  def _status(self):
+    if self._rate is None:
+      return ''
+    left = round((self._steps - self._step) * self._batch_size / self._rate)
+    return f'{self._rate:,.0f} images/s  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left'
+
+  def close(self) -> None:
+    self._progress.stop()

@@ -1,0 +1,116 @@
+"""BatchNorm, with the addition and the ReLU that follow it, saving only its own input."""
+
+import functools
+
+import flax.linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+# PyTorch's defaults, which the official code (open_lth) uses: eps, and the running averages keep
+# 0.9 of the old value at each step.
+EPSILON = 1e-5
+KEEP = 0.9
+
+
+class BatchNorm(nn.Module):
+  """relu(scale * (y - mean) / sqrt(var + 1e-5) + bias + residual) over [N, H, W, C], C last.
+
+  Like PyTorch's and unlike flax.linen's, the running variance averages the unbiased variance
+  (n / (n - 1) times that of the batch), while the batch is normalised by the biased one.
+
+  Attributes:
+    train: normalise by the batch and update batch_stats, or normalise by batch_stats.
+    axis_name: the axis of devices whose shares of the batch have their statistics in common, or
+      None for each its own. The running averages are the device's own either way.
+  """
+  train: bool = False
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, y: jax.Array, residual: jax.Array | None = None,
+               relu: bool = True) -> jax.Array:
+    channels = y.shape[-1:]
+    scale = self.param('scale', nn.initializers.uniform(1.0), channels)
+    bias = self.param('bias', nn.initializers.zeros, channels)
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
+    running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
+    if not self.train:
+      inverse = lax.rsqrt(running_var.value + EPSILON)
+      return _finish(_normalise(y, running_mean.value, inverse, scale, bias), residual, relu)
+    out, mean, var = batch_norm(y, scale, bias, residual, relu, self.axis_name)
+    if not self.is_initializing():
+      devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+      count = devices * y.size // y.shape[-1]
+      unbiased = var * (count / max(count - 1, 1))
+      running_mean.value = KEEP * running_mean.value + (1 - KEEP) * mean
+      running_var.value = KEEP * running_var.value + (1 - KEEP) * unbiased
+    return out
+
+
+def _normalise(y, mean, inverse, scale, bias):
+  return (y - mean) * (inverse * scale) + bias
+
+
+def _finish(z, residual, relu):
+  if residual is not None:
+    z = z + residual
+  return jnp.maximum(z, 0) if relu else z
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array | None,
+               relu: bool, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalises by the batch, adds the residual if any, applies the ReLU if asked.
+
+  For the backward pass it saves y and, with a residual, one boolean an element; what autodiff would
+  save besides (x-hat, the sum, the ReLU's input) is computed again.
+
+  Args:
+    y: [N, H, W, C].
+    scale: [C], gamma.
+    bias: [C], beta.
+    residual: [N, H, W, C] or None.
+    relu: whether max(., 0) comes last.
+    axis_name: axis of devices to take the statistics over, or None.
+
+  Returns:
+    The output [N, H, W, C]; the mean [C] and the biased variance [C] of y, which carry no gradient.
+  """
+  return _forward(y, scale, bias, residual, relu, axis_name)[0]
+
+
+def _mean(x, axis_name):
+  mean = jnp.mean(x, (0, 1, 2))
+  return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def _forward(y, scale, bias, residual, relu, axis_name):
+  mean = _mean(y, axis_name)
+  # One pass over y for both moments; a variance that rounding makes negative is zero.
+  var = jnp.maximum(_mean(jnp.square(y), axis_name) - jnp.square(mean), 0)
+  inverse = lax.rsqrt(var + EPSILON)
+  out = _finish(_normalise(y, mean, inverse, scale, bias), residual, relu)
+  passes = out > 0 if relu and residual is not None else None
+  return (out, mean, var), (y, mean, inverse, scale, bias, passes, residual is not None)
+
+
+def _backward(relu, axis_name, saved, cotangents):
+  y, mean, inverse, scale, bias, passes, has_residual = saved
+  g = cotangents[0]
+  if relu:
+    if passes is None:
+      passes = _normalise(y, mean, inverse, scale, bias) > 0
+    g = jnp.where(passes, g, 0)
+  x_hat = (y - mean) * inverse
+  d_bias = jnp.sum(g, (0, 1, 2))
+  d_scale = jnp.sum(g * x_hat, (0, 1, 2))
+  count = y.size // y.shape[-1]
+  mean_g, mean_gx = d_bias / count, d_scale / count
+  if axis_name is not None:
+    mean_g, mean_gx = lax.pmean((mean_g, mean_gx), axis_name)
+  dy = (scale * inverse) * (g - mean_g - x_hat * mean_gx)
+  return dy, d_scale, d_bias, g if has_residual else None
+
+
+batch_norm.defvjp(_forward, _backward)

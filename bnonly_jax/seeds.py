@@ -1,0 +1,29 @@
+"""Where every random number comes from: the seed and a name, never a key carried along."""
+
+import hashlib
+
+import jax
+import numpy as np
+
+
+def host_generator(seed: int, name: str) -> np.random.Generator:
+  """Returns NumPy's Philox keyed by (seed, name): what one name draws depends on no other name."""
+  digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
+  return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], 'little')))
+
+
+def image_bits(seed: int, step: jax.Array, positions: jax.Array, number: int) -> jax.Array:
+  """Random bits for each image of a step, whatever device holds it.
+
+  Args:
+    seed: the experiment's.
+    step: int32 scalar, the number of the step.
+    positions: int32 [N], each image's place in the global batch.
+    number: how many words an image gets.
+
+  Returns:
+    uint32 [N, number].
+  """
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return jax.vmap(
+      lambda position: jax.random.bits(jax.random.fold_in(key, position), (number,)))(positions)

@@ -1,0 +1,113 @@
+"""The state, the training step and the evaluation step, each one pmap over the devices.
+
+State and frozen parameters have no axis of devices; the batch has. The host says which images a step
+takes; the step crops, flips and normalises them itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import optax
+
+from bnonly_jax import masks
+from bnonly_jax.data import augment
+
+AXIS = 'batch'
+
+
+class State(NamedTuple):
+  """All that a training step changes."""
+  step: jax.Array  # int32 scalar: training steps done
+  trainable: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+def create_state(variables: dict[str, Any], mask: dict[str, Any],
+                 tx: optax.GradientTransformation) -> tuple[State, Any]:
+  """Returns the state before the first step, and the frozen half of the parameters."""
+  trainable, frozen = masks.partition(variables['params'], mask)
+  return State(jnp.zeros((), jnp.int32), trainable, variables['batch_stats'],
+               tx.init(trainable)), frozen
+
+
+def replicate(tree: Any) -> Any:
+  """Puts a tree whole on every local device, where the pmapped steps take it without a copy."""
+  mesh = Mesh(jax.local_devices(), (AXIS,))
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _pmap(step: Callable[..., Any], donate: tuple[int, ...]) -> Callable[..., Any]:
+  """The one place that spreads a step over devices: (state, frozen, data, batch) -> (tree, tree)."""
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None,
+                  donate_argnums=donate)
+
+
+def train_step(network: nn.Module, tx: optax.GradientTransformation,
+               learning_rate: optax.Schedule, seed: int, pad: int, flip: bool,
+               normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+  """Compiles the training step.
+
+  Args:
+    network: maps images to logits and updates batch_stats.
+    tx: the optimizer, masked.
+    learning_rate: the schedule in tx, for the metrics.
+    seed: of the augmentation.
+    pad: pixels of padding that the images have on each side.
+    flip: whether to mirror half of the images.
+    normalise: uint8 images to floating point.
+
+  Returns:
+    A function (state, frozen, data: Images, index: int32 [devices, n]) -> (state, metrics), with
+    float32 scalars loss, accuracy (of the batch as trained on), gradient_norm (of what trains) and
+    learning_rate. The state passed in is donated.
+  """
+  def step(state, frozen, data, index):
+    positions = jax.lax.axis_index(AXIS) * index.shape[0] + jnp.arange(index.shape[0])
+    images = normalise(augment.crop_and_flip(data.images[index], seed, state.step, positions,
+                                             pad, flip))
+    labels = data.labels[index]
+
+    def loss_of(trainable):
+      variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
+      logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+      accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+      return loss, (accuracy, updated['batch_stats'])
+
+    (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+        state.trainable)
+    gradients, batch_stats, loss, accuracy = jax.lax.pmean(
+        (gradients, batch_stats, loss, accuracy), AXIS)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    metrics = {'loss': loss, 'accuracy': accuracy,
+               'gradient_norm': optax.global_norm(gradients),
+               'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
+    return State(state.step + 1, trainable, batch_stats, opt_state), metrics
+
+  return _pmap(step, donate=(0,))
+
+
+def eval_step(network: nn.Module, normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+  """Compiles the evaluation step.
+
+  Returns:
+    A function (state, frozen, data: Images, batch: (index int32, weight float32), both [devices, n])
+    -> float32 scalars loss, correct and count: sums over the batch, each image times its weight.
+  """
+  def step(state, frozen, data, batch):
+    index, weight = batch
+    labels = data.labels[index]
+    variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
+    logits = network.apply(variables, normalise(data.images[index]))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = jnp.argmax(logits, -1) == labels
+    return jax.lax.psum({'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight),
+                         'count': jnp.sum(weight)}, AXIS)
+
+  return _pmap(step, donate=())

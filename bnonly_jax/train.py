@@ -1,0 +1,183 @@
+"""One run, from a config to a workdir: read it from top to bottom."""
+
+import importlib.metadata
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from bnonly_jax import checkpoint
+from bnonly_jax import config as config_lib
+from bnonly_jax import data
+from bnonly_jax import figures
+from bnonly_jax import masks
+from bnonly_jax import metrics
+from bnonly_jax import models
+from bnonly_jax import optimizer
+from bnonly_jax import steps
+from bnonly_jax import workdir as workdir_lib
+from bnonly_jax.data import augment
+from bnonly_jax.data import prepare
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Trains what the config selects, or goes on with the run that the workdir holds.
+
+  Args:
+    config: fields as in `config.default_config`.
+    workdir: a folder that is new, empty, or holds a run with the same config.
+
+  Returns:
+    What workdir/result.json holds; see the README.
+
+  Raises:
+    UserError: the config or the workdir does not allow the run. Nothing has been written then.
+  """
+  # 1. All that can be wrong is found before anything is written or compiled.
+  workdir = pathlib.Path(workdir).expanduser().absolute()
+  config_lib.validate(config)
+  devices = jax.local_device_count()
+  for field in ('batch_size', 'eval_batch_size'):
+    if config[field] % devices:
+      raise config_lib.UserError(f'config.{field} is {config[field]}; allowed are multiples of the'
+                                 f' {devices} devices. Set --config.{field}=...')
+  if config.data.name == 'digits':
+    prepare.prepare('digits', config.data.dir)
+  info = data.find(config.data.name, config.data.dir)
+  channels = info.image_shape[-1]
+  for field in ('mean', 'std'):
+    if len(config.data[field]) not in (1, channels):
+      raise config_lib.UserError(
+          f'config.data.{field} is {config.data[field]}; {config.data.name} has {channels} channel(s),'
+          f' so allowed are 1 or {channels} numbers. Set --config.data.{field}=...')
+  if info.train_images < config.batch_size:
+    raise config_lib.UserError(
+        f'config.batch_size is {config.batch_size}; {config.data.name} has {info.train_images} training'
+        ' images, so allowed is at most that. Set --config.batch_size=...')
+  network = models.create(config.network, info.classes,
+                          steps.AXIS if config.sync_batchnorm else None)
+  variables = models.initialise(network, info.image_shape, config.seed)
+  mask = masks.make_mask(config.train, variables['params'])
+  workdir_lib.check(workdir, config)
+  if (workdir / 'result.json').exists():
+    result = workdir_lib.read_json(workdir / 'result.json')
+    metrics.console.print(f'{workdir} holds this run, finished.')
+    report(result, workdir)
+    return result
+
+  # 2. The run becomes the workdir's, and says what trains.
+  table = masks.table(variables['params'], mask)
+  workdir.mkdir(parents=True, exist_ok=True)
+  workdir_lib.write_json(workdir / 'config.json', workdir_lib.flat_config(config))
+  workdir_lib.write_json(workdir / 'parameters.json', [row._asdict() for row in table])
+  metrics.console.print(f'{config.network} on {config.data.name}: training {config.train}, seed'
+                        f' {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
+  metrics.print_table(table)
+
+  # 3. State, frozen half, data and steps.
+  steps_per_epoch = info.train_images // config.batch_size
+  total_steps = config.epochs * steps_per_epoch
+  learning_rate = optimizer.schedule(config.optimizer, total_steps, steps_per_epoch)
+  tx = optimizer.create(config.optimizer, learning_rate, mask)
+  state, frozen = steps.create_state(variables, mask, tx)
+  start_gammas = figures.gammas(variables['params'])
+  checkpointer = checkpoint.open_checkpointer(workdir, config.checkpoint_keep)
+  start_step = checkpoint.latest_step(checkpointer) or 0
+  if start_step:
+    state = checkpoint.restore(checkpointer, state)
+    frozen = checkpoint.restore_frozen(workdir, frozen)
+    metrics.console.print(f'going on after step {start_step} of {total_steps}')
+  else:
+    checkpoint.save_frozen(workdir, frozen)
+  state, frozen = steps.replicate((state, frozen))
+
+  train_set, test_set = data.load(info.path)
+  train_set = train_set._replace(images=augment.pad_images(train_set.images, config.data.pad))
+  train_set, test_set = steps.replicate((train_set, test_set))
+  normalise = augment.normaliser(config.data.mean, config.data.std)
+  train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
+                                config.data.flip, normalise)
+  eval_step = steps.eval_step(network, normalise)
+
+  def evaluate(state):
+    sums = [eval_step(state, frozen, test_set, jax.tree.map(lambda x: x.reshape(devices, -1), batch))
+            for batch in data.eval_batches(info.test_images, config.eval_batch_size)]
+    loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
+    return {'test_loss': loss / count, 'test_accuracy': correct / count}
+
+  # 4. The loop. The host only names the images of a step; it reads the metrics of the steps before
+  # while the device works on the next.
+  writer = metrics.Writer(workdir, start_step)
+  if not start_step:
+    writer.write(0, {'epoch': 0.0, **evaluate(state)})
+  log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
+                         start_step)
+  order = {}
+  for step in range(start_step, total_steps):
+    index = data.train_indices(config.seed, step, info.train_images, config.batch_size, order)
+    state, step_metrics = train_step(state, frozen, train_set, index.reshape(devices, -1))
+    if step == start_step:
+      jax.block_until_ready(step_metrics)  # keeps the compiler's time out of the images per second
+      log.restart_clock()
+    if log.due:
+      log.flush()
+    log.add(step + 1, step_metrics)
+    epoch, rest = divmod(step + 1, steps_per_epoch)
+    if rest:
+      continue
+    log.flush()
+    last = epoch == config.epochs
+    if last or epoch % config.eval_every == 0:
+      evaluation = evaluate(state)
+      writer.write(step + 1, {'epoch': float(epoch), **evaluation})
+      log.epoch_line(evaluation)
+    if last or epoch % config.checkpoint_every == 0:
+      checkpoint.save(checkpointer, step + 1, state)
+    log.restart_clock()
+  log.close()
+  writer.close()
+  checkpointer.close()
+
+  # 5. The result, last: its presence says that all else is there.
+  title = f'{config.network}, {config.data.name}, training {config.train}'
+  figures.accuracy_over_epochs(workdir, title)
+  params = jax.device_get(masks.merge(state.trainable, frozen))
+  figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
+  lines = metrics.read(workdir)
+  final = next(line for line in reversed(lines) if 'test_accuracy' in line)
+  result = {
+      'test_accuracy': final['test_accuracy'],
+      'test_loss': final['test_loss'],
+      'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
+      'network': config.network,
+      'train': config.train,
+      'parameters': sum(row.parameters for row in table),
+      'trained_parameters': sum(row.trained for row in table),
+      'data': config.data.name,
+      'train_images': info.train_images,
+      'test_images': info.test_images,
+      'epochs': config.epochs,
+      'steps': total_steps,
+      'seed': config.seed,
+      'seconds': sum(line.get('time_seconds', 0) for line in lines),
+      'device_kind': jax.devices()[0].device_kind,
+      'devices': devices,
+      'versions': {'python': platform.python_version(),
+                   **{name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}},
+      'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+  }
+  workdir_lib.write_json(workdir / 'result.json', result)
+  report(result, workdir)
+  return result
+
+
+def report(result: dict[str, Any], workdir: pathlib.Path) -> None:
+  """Prints a run's result and where its plots are."""
+  metrics.console.print(
+      f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of training'
+      f' {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
+      f' (untrained: {result["untrained_test_accuracy"]:.4f})\n'
+      f'plots: {workdir / "accuracy.png"}  {workdir / "gamma.png"}')
