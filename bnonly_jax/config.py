@@ -1,5 +1,12 @@
 """The fields of an experiment, their defaults, and the checks that need nothing but the fields."""
 
+from collections.abc import Sequence
+import difflib
+import inspect
+import os
+import pathlib
+from typing import Any
+
 import ml_collections
 
 
@@ -42,7 +49,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.std = (0.229, 0.224, 0.225)
 
   config.optimizer = ml_collections.ConfigDict()
-  # SGD. The rate at the start, before warm-up and drops.
+  # SGD's, before warm-up and drops.
   config.optimizer.learning_rate = 0.1
   config.optimizer.momentum = 0.9
   # L2, added to the gradient of every trained parameter, gamma and beta included.
@@ -63,8 +70,40 @@ def default_config() -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def _is_fraction(x):
-  return 0 < x < 1
+def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns a config's values by dotted name, as JSON holds them: 'data.pad', 'epochs', ..."""
+  values = {}
+  for key, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      values.update({f'{key}.{k}': v for k, v in flat(value).items()})
+    else:
+      values[key] = list(value) if isinstance(value, tuple) else value
+  return values
+
+
+def describe() -> str:
+  """Returns every field as its flag and default, below the comment that explains it."""
+  lines = [line.strip() for line in inspect.getsource(default_config).splitlines()]
+  return '\n'.join('  ' + line if line.startswith('#') else f'  --{line.replace(" = ", "=", 1)}'
+                   for line in lines
+                   if line.startswith(('#', 'config.')) and not line.endswith('ConfigDict()'))
+
+
+def explain_flags(arguments: Sequence[str]) -> str:
+  """Returns what is wrong with the --config flags of a command line, or '' if it cannot tell."""
+  fields = list(flat(default_config()))
+  for argument in arguments:
+    flag, _, value = argument.lstrip('-').partition('=')
+    file, name = value.split(':')[0], flag.removeprefix('config.')
+    if flag == 'config' and value and not os.path.isfile(file):
+      there = ', '.join(sorted(str(path) for path in pathlib.Path('configs').glob('*.py')))
+      return (f'--config={value}: there is no file {file}. Allowed is the path of a config file'
+              f' (here: {there or "none"}), and after it a colon and its argument.')
+    if flag.startswith('config.') and name not in fields:
+      close = difflib.get_close_matches(name, fields, 1, 0.5)
+      return (f'--{flag}: there is no such field. Allowed are {", ".join(fields)}.'
+              + (f' Did you mean --config.{close[0]}?' if close else ''))
+  return ''
 
 
 _POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every',
@@ -92,7 +131,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
   for field in _NOT_NEGATIVE:
     require(field, '0 or more', lambda v: v >= 0)
   require('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
-  require('optimizer.drops', 'fractions of the run, between 0 and 1', _is_fraction)
+  require('optimizer.drops', 'fractions of the run, between 0 and 1', lambda v: 0 < v < 1)
   require('optimizer.drop_factor', 'a number above 0', lambda v: v > 0)
   require('optimizer.warmup_epochs', f'at most config.epochs = {config.epochs}',
           lambda v: v <= config.epochs)

@@ -14,6 +14,10 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from bnonly_jax.config import describe
+from bnonly_jax.config import explain_flags
+from bnonly_jax.config import UserError
+
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a config file and, after a colon, its argument, as in'
     ' configs/cifar10.py:resnet14. Any field of it is set with --config.FIELD=VALUE.', lock_config=True)
@@ -33,11 +37,25 @@ def keep_freed_memory() -> None:
       mallopt(parameter, value)
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+  """Parses the command line; a mistake in it ends the process with one line."""
+  try:
+    rest = flags.FLAGS(arguments)
+    if _CONFIG.value is not None:
+      _CONFIG.value.lock()  # a file that could not be read shows itself here
+  except Exception as error:  # a config file and ml_collections raise whatever they like
+    sys.exit(f'error: {explain_flags(arguments) or str(error).strip().splitlines()[-1]}')
+  if _CONFIG.value is None or _WORKDIR.value is None:
+    sys.exit('error: --config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
+             ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
+  return rest
+
+
 def main(_) -> None:
-  logging.set_verbosity(logging.WARNING)
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
   keep_freed_memory()
-  from bnonly_jax.config import UserError
-  from bnonly_jax.train import train_and_evaluate
+  from bnonly_jax.train import train_and_evaluate  # here, so that mistakes are told at once
   try:
     train_and_evaluate(_CONFIG.value, _WORKDIR.value)
   except UserError as error:
@@ -45,4 +63,5 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  __doc__ += f'\nThe fields, their defaults and what they mean:\n\n{describe()}\n'
+  app.run(main, flags_parser=parse_flags)

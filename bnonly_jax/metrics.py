@@ -97,7 +97,7 @@ class TrainLog:
   @property
   def due(self) -> bool:
     """Whether the steps gathered so far make a line."""
-    return bool(self._pending) and self._step % self._log_every == 0
+    return bool(self._pending) and self._step % self._steps_per_epoch % self._log_every == 0
 
   def restart_clock(self) -> None:
     """Leaves the time until now (compiling, evaluating) out of the training time."""

@@ -35,9 +35,9 @@ def create_state(variables: dict[str, Any], mask: dict[str, Any],
                tx.init(trainable)), frozen
 
 
-def replicate(tree: Any) -> Any:
-  """Puts a tree whole on every local device, where the pmapped steps take it without a copy."""
-  mesh = Mesh(jax.local_devices(), (AXIS,))
+def replicate(tree: Any, devices: int) -> Any:
+  """Puts a tree whole on the first `devices` devices, where the steps take it without a copy."""
+  mesh = Mesh(jax.local_devices()[:devices], (AXIS,))
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 

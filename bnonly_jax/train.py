@@ -44,15 +44,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     if config[field] % devices:
       raise config_lib.UserError(f'config.{field} is {config[field]}; allowed are multiples of the'
                                  f' {devices} devices. Set --config.{field}=...')
-  if config.data.name == 'digits':
-    prepare.prepare('digits', config.data.dir)
   info = data.find(config.data.name, config.data.dir)
   channels = info.image_shape[-1]
   for field in ('mean', 'std'):
     if len(config.data[field]) not in (1, channels):
       raise config_lib.UserError(
           f'config.data.{field} is {config.data[field]}; {config.data.name} has {channels} channel(s),'
-          f' so allowed are 1 or {channels} numbers. Set --config.data.{field}=...')
+          f' so allowed are {" or ".join(map(str, sorted({1, channels})))} number(s).'
+          f' Set --config.data.{field}=...')
   if info.train_images < config.batch_size:
     raise config_lib.UserError(
         f'config.batch_size is {config.batch_size}; {config.data.name} has {info.train_images} training'
@@ -71,7 +70,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   # 2. The run becomes the workdir's, and says what trains.
   table = masks.table(variables['params'], mask)
   workdir.mkdir(parents=True, exist_ok=True)
-  workdir_lib.write_json(workdir / 'config.json', workdir_lib.flat_config(config))
+  workdir_lib.write_json(workdir / 'config.json', config_lib.flat(config))
   workdir_lib.write_json(workdir / 'parameters.json', [row._asdict() for row in table])
   metrics.console.print(f'{config.network} on {config.data.name}: training {config.train}, seed'
                         f' {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
@@ -92,11 +91,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     metrics.console.print(f'going on after step {start_step} of {total_steps}')
   else:
     checkpoint.save_frozen(workdir, frozen)
-  state, frozen = steps.replicate((state, frozen))
+  state, frozen = steps.replicate((state, frozen), devices)
 
+  if config.data.name == 'digits':
+    prepare.prepare('digits', config.data.dir)
   train_set, test_set = data.load(info.path)
   train_set = train_set._replace(images=augment.pad_images(train_set.images, config.data.pad))
-  train_set, test_set = steps.replicate((train_set, test_set))
+  train_set, test_set = steps.replicate((train_set, test_set), devices)
   normalise = augment.normaliser(config.data.mean, config.data.std)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
                                 config.data.flip, normalise)

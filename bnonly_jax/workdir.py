@@ -7,18 +7,8 @@ from typing import Any
 
 import ml_collections
 
+from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
-
-
-def flat_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns a config's values by dotted name, as JSON holds them."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      flat.update({f'{key}.{k}': v for k, v in flat_config(value).items()})
-    else:
-      flat[key] = list(value) if isinstance(value, tuple) else value
-  return flat
 
 
 def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -39,7 +29,7 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
       raise UserError(f'--workdir={workdir} holds {", ".join(foreign[:3])} and no config.json; allowed'
                       ' is a folder that is new, empty or of the same run. Choose another --workdir.')
     return
-  there, here = json.loads(path.read_text()), flat_config(config)
+  there, here = json.loads(path.read_text()), flat(config)
   differ = [f'{name} = {there.get(name)!r} there and {here.get(name)!r} here'
             for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
   if differ:
