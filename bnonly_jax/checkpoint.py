@@ -89,4 +89,4 @@ def _require_equal(saved, wanted, path):
                      for n in names[:3])
   raise UserError(f'{path} holds another selection or network: {describe(saved)} there,'
                   f' {describe(wanted)} here. {len(names)} differ ({listed}'
-                  f'{"; ..." if len(names) > 3 else ""}). Use its own config, or another --workdir.')
+                  f'{"; ..." if len(names) > 3 else ""}). Use its config, or another --workdir.')

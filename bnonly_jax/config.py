@@ -54,13 +54,13 @@ def default_config() -> ml_collections.ConfigDict:
   config.optimizer.momentum = 0.9
   # L2, added to the gradient of every trained parameter, gamma and beta included.
   config.optimizer.weight_decay = 1e-4
-  # Fractions of the run after which the rate is multiplied by drop_factor: 80 and 120 of 160 epochs.
+  # Fractions of the run after which the rate is multiplied by drop_factor (80, 120 of 160 epochs).
   config.optimizer.drops = (0.5, 0.75)
   config.optimizer.drop_factor = 0.1
   # Epochs of linear warm-up from 0, step by step.
   config.optimizer.warmup_epochs = 0.0
 
-  # Steps between two lines of training metrics: each line is the mean over the steps since the last.
+  # Steps between two lines of training metrics; a line is the mean over the steps since the last.
   config.log_every = 50
   # Epochs between two evaluations, and between two checkpoints. The last epoch has both.
   config.eval_every = 1

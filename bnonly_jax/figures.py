@@ -4,12 +4,13 @@ import pathlib
 
 import flax.traverse_util
 import matplotlib
-matplotlib.use('agg')
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
 
-from bnonly_jax import masks  # noqa: E402
-from bnonly_jax import metrics  # noqa: E402
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+import numpy as np
+
+from bnonly_jax import masks
+from bnonly_jax import metrics
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
 _BLUE, _ORANGE, _GREY = '#0072B2', '#E69F00', '#999999'
@@ -29,7 +30,8 @@ def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> pathlib.Path:
   for key, label, colour in (('train_accuracy', 'training batches', _ORANGE),
                              ('test_accuracy', 'test', _BLUE)):
     points = [(line['epoch'], line[key]) for line in lines if key in line]
-    axes.plot(*zip(*points), label=label, color=colour, marker='.' if key[:4] == 'test' else '')
+    axes.plot([x for x, _ in points], [y for _, y in points], label=label, color=colour,
+              marker='.' if key == 'test_accuracy' else '')
   axes.set(xlabel='epoch', ylabel='accuracy', ylim=(0, 1), title=title)
   axes.grid(alpha=0.3)
   axes.legend()

@@ -1,8 +1,8 @@
-"""Runs one experiment, or goes on with it:
+r"""Runs one experiment, or goes on with it:
 
-  python -m bnonly_jax.main --config=configs/cifar10.py:resnet14 --workdir=DIR [--config.FIELD=VALUE ...]
+  python -m bnonly_jax.main --config=configs/cifar10.py:resnet14 --workdir=DIR \
+      [--config.FIELD=VALUE ...]
 
-Every field of the config can be set on the command line; bnonly_jax/config.py explains each.
 The same command again goes on after a kill, and shows the result of a finished run.
 """
 
@@ -20,7 +20,8 @@ from bnonly_jax.config import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The experiment: a config file and, after a colon, its argument, as in'
-    ' configs/cifar10.py:resnet14. Any field of it is set with --config.FIELD=VALUE.', lock_config=True)
+    ' configs/cifar10.py:resnet14. Any field of it is set with --config.FIELD=VALUE.',
+    lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for all that the run writes: new, empty, or of this very run.')
 

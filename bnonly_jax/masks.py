@@ -1,11 +1,12 @@
-"""From a selection ('batchnorm+output') to a mask, and from a mask to what trains and what is frozen.
+"""From a selection ('batchnorm+output') to a mask, from a mask to what trains and what is frozen.
 
 A mask is a pytree like the parameters with a bool for each tensor, or a bool array for a tensor of
 which only single weights train.
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import flax.traverse_util
 import jax
@@ -75,7 +76,7 @@ def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
   for sign, term in terms or [('+', selection)]:
     if term not in GROUPS and term not in SETS:
       raise UserError(
-          f'config.train is {selection!r}: {term!r} is no group. Allowed are groups joined by + and -:'
+          f'config.train is {selection!r}: {term!r} is no group. Allowed are, joined by + and -:'
           f' {", ".join(GROUPS)}, {", ".join(SETS)}. Try --config.train=batchnorm+output.')
     named = set(SETS.get(term, (term,)))
     if named and not named & set(groups.values()):
@@ -89,7 +90,8 @@ def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
   return flax.traverse_util.unflatten_dict(mask, sep='/')
 
 
-def partition(params: dict[str, Any], mask: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def partition(params: dict[str, Any],
+              mask: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   """Splits parameters into what trains and what is frozen.
 
   Returns:

@@ -48,7 +48,7 @@ class Writer:
     draft = path.with_name(f'.{path.name}')
     draft.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     draft.replace(path)
-    self._file = open(path, 'a')
+    self._file = open(path, 'a')  # noqa: SIM115
     self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'),
                                               purge_step=start_step + 1 if start_step else 0)
 
@@ -128,10 +128,11 @@ class TrainLog:
 
   def epoch_line(self, evaluation: dict[str, float]) -> None:
     """Prints where the run stands after an evaluation."""
-    console.print(f'epoch {self._step / self._steps_per_epoch:g}/{self._steps / self._steps_per_epoch:g}'
-                  f'  train loss {self.last["train_loss"]:.3f} accuracy {self.last["train_accuracy"]:.3f}'
-                  f'  test loss {evaluation["test_loss"]:.3f} accuracy {evaluation["test_accuracy"]:.4f}'
-                  f'  {self._status()}')
+    epoch, epochs = self._step // self._steps_per_epoch, self._steps // self._steps_per_epoch
+    sides = {'train': self.last, 'test': evaluation}
+    console.print(f'epoch {epoch}/{epochs}', *(
+        f' {side} loss {values[f"{side}_loss"]:.3f} accuracy {values[f"{side}_accuracy"]:.4f}'
+        for side, values in sides.items()), f' {self._status()}')
 
   def _status(self):
     if self._rate is None:

@@ -32,8 +32,8 @@ def create(config: ml_collections.ConfigDict, learning_rate: optax.Schedule,
            mask: dict[str, Any]) -> optax.GradientTransformation:
   """SGD as PyTorch does it: v = momentum * v + (g + decay * p); p = p - rate * v.
 
-  `optax.masked` alone hands the masked-out part of its input on as updates. Here nothing is there to
-  hand on: gradients and parameters of frozen tensors are None before they arrive.
+  `optax.masked` alone hands the masked-out part of its input on as updates. Here nothing is there
+  to hand on: gradients and parameters of frozen tensors are None before they arrive.
 
   Args:
     config: config.optimizer.

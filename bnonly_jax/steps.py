@@ -1,16 +1,19 @@
 """The state, the training step and the evaluation step, each one pmap over the devices.
 
-State and frozen parameters have no axis of devices; the batch has. The host says which images a step
-takes; the step crops, flips and normalises them itself.
+State and frozen parameters have no axis of devices; the batch has. The host says which images a
+step takes; the step crops, flips and normalises them itself.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
 import optax
 
 from bnonly_jax import masks
@@ -42,7 +45,7 @@ def replicate(tree: Any, devices: int) -> Any:
 
 
 def _pmap(step: Callable[..., Any], donate: tuple[int, ...]) -> Callable[..., Any]:
-  """The one place that spreads a step over devices: (state, frozen, data, batch) -> (tree, tree)."""
+  """Spreads a step over the devices: the one place that does."""
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None,
                   donate_argnums=donate)
 
@@ -93,12 +96,14 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
   return _pmap(step, donate=(0,))
 
 
-def eval_step(network: nn.Module, normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+def eval_step(network: nn.Module,
+              normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
   """Compiles the evaluation step.
 
   Returns:
-    A function (state, frozen, data: Images, batch: (index int32, weight float32), both [devices, n])
-    -> float32 scalars loss, correct and count: sums over the batch, each image times its weight.
+    A function (state, frozen, data: Images, batch), batch being (index int32, weight float32), both
+    [devices, n], -> float32 scalars loss, correct and count: sums over the batch of each image's
+    times its weight.
   """
   def step(state, frozen, data, batch):
     index, weight = batch

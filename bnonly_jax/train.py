@@ -23,7 +23,8 @@ from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train_and_evaluate(config: ml_collections.ConfigDict,
+                       workdir: str | pathlib.Path) -> dict[str, Any]:
   """Trains what the config selects, or goes on with the run that the workdir holds.
 
   Args:
@@ -49,13 +50,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   for field in ('mean', 'std'):
     if len(config.data[field]) not in (1, channels):
       raise config_lib.UserError(
-          f'config.data.{field} is {config.data[field]}; {config.data.name} has {channels} channel(s),'
-          f' so allowed are {" or ".join(map(str, sorted({1, channels})))} number(s).'
+          f'config.data.{field} is {config.data[field]}; {config.data.name} has {channels}'
+          f' channel(s), so allowed are {" or ".join(map(str, sorted({1, channels})))} number(s).'
           f' Set --config.data.{field}=...')
   if info.train_images < config.batch_size:
     raise config_lib.UserError(
-        f'config.batch_size is {config.batch_size}; {config.data.name} has {info.train_images} training'
-        ' images, so allowed is at most that. Set --config.batch_size=...')
+        f'config.batch_size is {config.batch_size}; {config.data.name} has {info.train_images}'
+        ' training images, so allowed is at most that. Set --config.batch_size=...')
   network = models.create(config.network, info.classes,
                           steps.AXIS if config.sync_batchnorm else None)
   variables = models.initialise(network, info.image_shape, config.seed)
@@ -104,7 +105,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   eval_step = steps.eval_step(network, normalise)
 
   def evaluate(state):
-    sums = [eval_step(state, frozen, test_set, jax.tree.map(lambda x: x.reshape(devices, -1), batch))
+    sums = [eval_step(state, frozen, test_set, [x.reshape(devices, -1) for x in batch])
             for batch in data.eval_batches(info.test_images, config.eval_batch_size)]
     loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
     return {'test_loss': loss / count, 'test_accuracy': correct / count}

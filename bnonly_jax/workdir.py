@@ -26,8 +26,9 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   if not path.exists():
     foreign = sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.'))
     if foreign:
-      raise UserError(f'--workdir={workdir} holds {", ".join(foreign[:3])} and no config.json; allowed'
-                      ' is a folder that is new, empty or of the same run. Choose another --workdir.')
+      raise UserError(f'--workdir={workdir} holds {", ".join(foreign[:3])} and no config.json;'
+                      ' allowed is a folder that is new, empty or of the same run. Choose another'
+                      ' --workdir.')
     return
   there, here = json.loads(path.read_text()), flat(config)
   differ = [f'{name} = {there.get(name)!r} there and {here.get(name)!r} here'

@@ -1,4 +1,4 @@
-"""Data sets by name, through TFDS and without TensorFlow, to arrays and to the indices of batches."""
+"""Data sets by name, through TFDS and without TensorFlow: their arrays, the indices of batches."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def find(name: str, data_dir: str) -> Info:
     prepared = sorted({p.parent.parent.relative_to(root).as_posix()
                        for p in [*root.glob('*/*/dataset_info.json'),
                                  *root.glob('*/*/*/dataset_info.json')]})
-    raise UserError(f'config.data.name is {name!r}, which is not prepared in {root}; prepared there:'
+    raise UserError(f'config.data.name is {name!r}, which is not prepared in {root}; there is:'
                     f' {", ".join(prepared) or "none"}. {remedy}')
   path = max(found, key=lambda p: [int(n) for n in p.parent.name.split('.') if n.isdigit()]).parent
   file_format = json.loads((path / 'dataset_info.json').read_text()).get('fileFormat', 'tfrecord')
@@ -96,7 +96,7 @@ def load(path: pathlib.Path) -> tuple[Images, Images]:
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), 1000):  # in bulk: three times faster than one by one
       rows = range(start, min(start + 1000, len(source)))
-      for i, example in zip(rows, source.__getitems__(rows)):
+      for i, example in zip(rows, source.__getitems__(rows), strict=True):
         images[i], labels[i] = example['image'], example['label']
     return Images(images, labels)
 
@@ -107,7 +107,7 @@ def train_indices(seed: int, step: int, images: int, batch_size: int,
                   epoch_order: dict[int, np.ndarray]) -> np.ndarray:
   """Returns the images that a training step takes.
 
-  An epoch is one permutation keyed by (seed, epoch), cut into batches; what is left over is dropped.
+  An epoch is one permutation keyed by (seed, epoch), cut into batches; the rest is dropped.
 
   Args:
     seed: the experiment's.

@@ -10,7 +10,7 @@ from bnonly_jax import seeds
 
 
 def pad_images(images: np.ndarray, pad: int) -> np.ndarray:
-  """Puts `pad` black pixels on every side of uint8 images [N, H, W, C], once for a whole data set."""
+  """Puts `pad` black pixels on every side of uint8 images [N, H, W, C], once for a data set."""
   return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
 

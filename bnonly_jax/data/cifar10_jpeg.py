@@ -8,7 +8,8 @@ import tensorflow_datasets as tfds
 
 from bnonly_jax.config import UserError
 
-_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship',
+            'truck')
 _LAYOUT = 'train/<class>/*.jpg and test/<class>/*.jpg, in a folder or a .tar, .tar.gz or .tar.xz'
 
 

@@ -1,7 +1,7 @@
 """The embedded data set: 1,797 scans of handwritten digits, 8x8 grey pixels.
 
-digits.csv.gz is the test half of the UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin and
-C. Kaynak, 1998, CC BY 4.0), as scikit-learn distributes it: 64 pixels from 0 to 16, then the label.
+digits.csv.gz is the test half of the UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin
+and C. Kaynak, 1998, CC BY 4.0), as scikit-learn distributes it: 64 pixels from 0 to 16, the label.
 """
 
 import io
@@ -37,8 +37,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, rows):
     images = np.rint(rows[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    for i, (image, label) in enumerate(zip(images, rows[:, 64])):
-      # Encoded here: TFDS encodes arrays with TensorFlow, and passes encoded bytes on as they are.
+    for i, (image, label) in enumerate(zip(images, rows[:, 64], strict=True)):
+      # Encoded here: TFDS encodes arrays with TensorFlow, but passes encoded bytes on as they are.
       png = io.BytesIO()
       Image.fromarray(image).save(png, 'PNG')
       yield i, {'image': io.BytesIO(png.getvalue()), 'label': int(label)}

@@ -1,8 +1,8 @@
-"""Prepares a data set for training: python -m bnonly_jax.data.prepare --dataset=NAME [--source=PATH].
+"""Prepares a data set: python -m bnonly_jax.data.prepare --dataset=NAME [--source=PATH].
 
-digits needs nothing. cifar10_jpeg reads train/<class>/*.jpg and test/<class>/*.jpg from the folder or
-tar given as --source. Any other name is TFDS's: its archives are downloaded, or taken from the folder
---source if they lie there under their official names; this needs TensorFlow once.
+digits needs nothing. cifar10_jpeg reads train/<class>/*.jpg and test/<class>/*.jpg from the folder
+or tar given as --source. Any other name is TFDS's: its archives are downloaded, or taken from the
+folder --source if they lie there under their official names; this needs TensorFlow once.
 """
 
 import importlib.util
@@ -24,8 +24,8 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
     source: where the data lies: a folder or tar for cifar10_jpeg, a folder of archives for others.
 
   Raises:
-    UserError: it is prepared in another format, the source is missing or wrong, TensorFlow is needed
-      and missing, or TFDS knows no such name.
+    UserError: it is prepared in another format, the source is missing or wrong, TensorFlow is
+      needed and missing, or TFDS knows no such name.
   """
   root = data.directory(data_dir)
   if any(root.glob(f'{name}/*/dataset_info.json')):
@@ -47,8 +47,8 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
       raise UserError(f'--dataset is {name!r}; allowed are digits, cifar10_jpeg and the names at'
                       ' https://www.tensorflow.org/datasets/catalog. Check the spelling.')
     if importlib.util.find_spec('tensorflow') is None:
-      raise UserError(f'--dataset is {name!r}, whose preparation needs TensorFlow once (training does'
-                      " not). Install it: pip install 'bnonly_jax[prepare]'")
+      raise UserError(f'--dataset is {name!r}, whose preparation needs TensorFlow once (training'
+                      " does not). Install it: pip install -e '.[prepare]'")
     tfds.builder(name, **kwargs).download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=source or None))
   return data.find(name, data_dir)

@@ -6,7 +6,8 @@ import flax.linen as nn
 
 from bnonly_jax.config import UserError
 from bnonly_jax.models.cifar_resnet import CifarResNet
-from bnonly_jax.models.initialise import initialise, variable_shapes
+from bnonly_jax.models.initialise import initialise
+from bnonly_jax.models.initialise import variable_shapes
 
 __all__ = ['create', 'initialise', 'variable_shapes']
 

@@ -27,8 +27,8 @@ def _conv(x, kernel, stride=1):
       x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
-# In the body of a scan XLA's CPU backend runs the transposed convolutions that autodiff asks for 7 to
-# 30 times slower than plain ones. Both gradients below are made of operations that keep their speed.
+# In the body of a scan XLA's CPU backend runs the transposed convolutions that autodiff asks for 7
+# to 30 times slower than plain ones. Both gradients below are made of operations that stay fast.
 @jax.custom_vjp
 def _conv_for_cpu_scan(x, kernel):
   return _conv(x, kernel)

@@ -12,8 +12,8 @@ def initialise(network: Any, image_shape: tuple[int, ...], seed: int) -> dict[st
   """Draws a network's variables.
 
   Each tensor depends on the seed and its own name alone. The distributions are those of the
-  network's own `init`, which draws with JAX's generator instead: weights He normal with fan-in, gamma
-  U[0, 1), beta 0, output bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (the paper, section 3; open_lth).
+  network's own `init`, which draws with JAX's generator instead: weights He normal with fan-in,
+  gamma U[0, 1), beta 0, output bias U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (open_lth's defaults).
 
   Args:
     network: a Flax module.
