@@ -2,7 +2,6 @@
 
 import pathlib
 
-import flax.traverse_util
 import matplotlib
 
 matplotlib.use('agg')
@@ -18,9 +17,9 @@ _BLUE, _ORANGE, _GREY = '#0072B2', '#E69F00', '#999999'
 
 def gammas(params: dict) -> np.ndarray:
   """Returns every gamma of a network in one vector."""
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
   return np.concatenate([np.zeros(0, np.float32)] + [
-      np.ravel(value) for name, value in flat.items() if masks.group_of(name) == 'gamma'])
+      np.ravel(value) for name, value in masks.flatten(params).items()
+      if masks.group_of(name) == 'gamma'])
 
 
 def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> pathlib.Path:

@@ -52,6 +52,16 @@ def group_of(name: str) -> str:
   raise ValueError(f'parameter {name!r} belongs to none of the groups {", ".join(GROUPS)}')
 
 
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
+  """Returns a tree's leaves by name, the path joined by slashes."""
+  return flax.traverse_util.flatten_dict(tree, sep='/')
+
+
+def group_names(params: dict[str, Any]) -> dict[str, str]:
+  """Returns the group of each parameter by the parameter's name."""
+  return {name: group_of(name) for name in flatten(params)}
+
+
 def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
   """Turns a selection into a mask.
 
@@ -66,14 +76,10 @@ def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
     UserError: an unknown group, one that the network lacks, or a selection that matches nothing
       without being 'nothing'.
   """
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
-  groups = {name: group_of(name) for name in flat}
+  groups = group_names(params)
   there = ', '.join(f'{row.group} ({row.parameters:,})' for row in table(params) if row.tensors)
-  terms = re.findall(r'([+-]?)\s*([^+\-\s]+)\s*', '+' + selection.strip())
-  if ''.join(sign + term for sign, term in terms) != '+' + re.sub(r'\s', '', selection):
-    terms = []
   chosen = set()
-  for sign, term in terms or [('+', selection)]:
+  for sign, term in _terms(selection):
     if term not in GROUPS and term not in SETS:
       raise UserError(
           f'config.train is {selection!r}: {term!r} is no group. Allowed are, joined by + and -:'
@@ -88,6 +94,14 @@ def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
     raise UserError(f'config.train is {selection!r}, which matches no parameter. This network has'
                     f' {there}. To train none of them say --config.train=nothing.')
   return flax.traverse_util.unflatten_dict(mask, sep='/')
+
+
+def _terms(selection):
+  """'batchnorm-beta' as [('+', 'batchnorm'), ('-', 'beta')]; malformed text as one unknown term."""
+  text = '+' + selection.strip()
+  if not re.fullmatch(r'(\s*[+-]\s*[^+\-\s]+)+', text):
+    return [('+', selection)]
+  return re.findall(r'([+-])\s*([^+\-\s]+)', text)
 
 
 def partition(params: dict[str, Any],
@@ -115,7 +129,7 @@ def merge(trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
     if t is None:
       return f
     if isinstance(f, Chosen):
-      flat = jnp.reshape(f.tensor, -1).at[f.index].set(t, unique_indices=True)
+      flat = jnp.asarray(f.tensor).reshape(-1).at[f.index].set(t, unique_indices=True)
       return flat.reshape(f.tensor.shape)
     return t
 
@@ -132,11 +146,11 @@ def table(params: dict[str, Any], mask: dict[str, Any] | None = None) -> list[Gr
 
   A stack of equal blocks counts as the tensors that it stacks.
   """
-  params = flax.traverse_util.flatten_dict(params, sep='/')
-  mask = flax.traverse_util.flatten_dict(mask, sep='/') if mask else dict.fromkeys(params, False)
+  groups, params = group_names(params), flatten(params)
+  mask = flatten(mask) if mask else dict.fromkeys(params, False)
   rows = []
   for group in GROUPS:
-    names = [name for name in params if group_of(name) == group]
+    names = [name for name in params if groups[name] == group]
     rows.append(GroupRow(
         group,
         sum(params[n].shape[0] if '_stack/' in n else 1 for n in names),

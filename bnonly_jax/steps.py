@@ -89,7 +89,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = {'loss': loss, 'accuracy': accuracy,
-               'gradient_norm': optax.global_norm(gradients),
+               'gradient_norm': optax.tree.norm(gradients),
                'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 

@@ -35,7 +35,7 @@ def crop_and_flip(images: jax.Array, seed: int, step: jax.Array, positions: jax.
   height, width, channels = images.shape[1] - 2 * pad, images.shape[2] - 2 * pad, images.shape[3]
   offsets = (bits[:, :2] % (2 * pad + 1)).astype(jnp.int32)
   images = jax.vmap(lambda image, offset: jax.lax.dynamic_slice(
-      image, (offset[0], offset[1], 0), (height, width, channels)))(images, offsets)
+      image, [*offset, jnp.int32(0)], (height, width, channels)))(images, offsets)
   if flip:
     mirrored = (bits[:, 2] & 1).astype(bool)
     images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)

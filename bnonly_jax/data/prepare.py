@@ -43,7 +43,7 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
     from bnonly_jax.data.cifar10_jpeg import Cifar10Jpeg
     Cifar10Jpeg(source=source, **kwargs).download_and_prepare()
   else:
-    if name.split('/')[0] not in tfds.list_builders():
+    if name.split('/')[0] not in tfds.list_builders(with_community_datasets=False):
       raise UserError(f'--dataset is {name!r}; allowed are digits, cifar10_jpeg and the names at'
                       ' https://www.tensorflow.org/datasets/catalog. Check the spelling.')
     if importlib.util.find_spec('tensorflow') is None:

@@ -1,0 +1,93 @@
+"""Four simulated devices for every test, and what several tests share."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
+                           + ' --xla_force_host_platform_device_count=4')
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from bnonly_jax import data
+from bnonly_jax import masks
+from bnonly_jax import models
+from bnonly_jax import optimizer
+from bnonly_jax import steps
+from bnonly_jax.config import default_config
+from bnonly_jax.data import augment
+from bnonly_jax.data import prepare
+
+BATCH = 64
+
+
+class Setup(NamedTuple):
+  """A tiny network with everything that a training step takes."""
+  network: Any
+  variables: Any
+  mask: Any
+  state: steps.State
+  frozen: Any
+  train_set: data.Images
+  train_step: Any
+  eval_step: Any
+
+  def run(self, number, devices, state=None):
+    """Trains, and returns the state and the metrics of each step."""
+    state, frozen, train_set = steps.replicate(
+        (self.state if state is None else state, self.frozen, self.train_set), devices)
+    history, order = [], {}
+    for step in range(int(state.step), int(state.step) + number):
+      index = data.train_indices(0, step, len(self.train_set.labels), BATCH, order)
+      state, metrics = self.train_step(state, frozen, train_set, index.reshape(devices, -1))
+      history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+@functools.cache
+def pattern_images() -> data.Images:
+  """256 images of random patterns, 8x8 grey and padded by one pixel; the label is the pattern's."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 10, 256).astype(np.int32)
+  patterns, noise = rng.integers(0, 200, (10, 8, 8, 1)), rng.integers(0, 56, (256, 8, 8, 1))
+  return data.Images(augment.pad_images(np.uint8(patterns[labels] + noise), 1), labels)
+
+
+@functools.cache
+def make_setup(selection: str = 'batchnorm', sync: bool = False, chosen: int = 0,
+               double: bool = False, learning_rate: float = 0.1) -> Setup:
+  """Builds the ResNet-8 setup; `chosen` > 0 trains besides that many weights of the stem."""
+  config = default_config().optimizer
+  config.learning_rate = learning_rate
+  network = models.create('cifar_resnet8', 10, steps.AXIS if sync else None)
+  variables = models.initialise(network, (8, 8, 1), 0)
+  variables = jax.tree.map(np.float64, variables) if double else variables
+  mask = masks.make_mask(selection, variables['params'])
+  if chosen:
+    stem = np.zeros(variables['params']['stem_conv']['kernel'].shape, bool)
+    stem.reshape(-1)[np.arange(chosen) * 3 + 1] = True
+    mask['stem_conv']['kernel'] = stem
+  rate = optimizer.schedule(config, 100, 10)
+  tx = optimizer.create(config, rate, mask)
+  # On the host: what is on a device is gone after a step, which takes it over.
+  state, frozen = jax.device_get(steps.create_state(variables, mask, tx))
+  normalise = augment.normaliser((0.5,), (0.25,))
+  if double:
+    single = normalise
+    normalise = lambda images: single(images).astype(np.float64)
+  return Setup(network, variables, mask, state, frozen, pattern_images(),
+               steps.train_step(network, tx, rate, 0, 1, True, normalise),
+               steps.eval_step(network, normalise))
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """A folder with the embedded data set prepared."""
+  root = tmp_path_factory.mktemp('data')
+  prepare.prepare('digits', str(root))
+  return root

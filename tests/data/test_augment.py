@@ -1,0 +1,55 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnonly_jax import seeds
+from bnonly_jax.data import augment
+
+IMAGES = np.random.default_rng(0).integers(1, 256, (500, 6, 7, 3)).astype(np.uint8)
+
+
+def draws(step, positions, pad):
+  bits = np.asarray(seeds.image_bits(3, jnp.int32(step), positions, 3))
+  return bits[:, :2] % (2 * pad + 1), bits[:, 2] & 1
+
+
+@pytest.mark.parametrize('pad, flip', [(2, True), (2, False), (0, True), (0, False)])
+def test_crops_and_flips_equal_a_plain_loop(pad, flip):
+  positions = np.arange(500, dtype=np.int32)
+  padded = augment.pad_images(IMAGES, pad)
+  out = augment.crop_and_flip(padded, 3, jnp.int32(7), positions, pad, flip)
+  offsets, mirrored = draws(7, positions, pad)
+  for image, (top, left), mirror, got in zip(padded, offsets, mirrored, out, strict=True):
+    expected = image[top:top + 6, left:left + 7]
+    np.testing.assert_array_equal(got, expected[:, ::-1] if mirror and flip else expected)
+
+
+def test_padding_is_black_and_the_original_is_among_the_crops():
+  padded = augment.pad_images(IMAGES, 2)
+  assert padded.shape == (500, 10, 11, 3) and not padded[:, :2].any() and not padded[:, :, 9:].any()
+  np.testing.assert_array_equal(padded[:, 2:8, 2:9], IMAGES)
+
+
+def test_ten_thousand_draws_are_uniform():
+  offsets, mirrored = draws(0, np.arange(10_000, dtype=np.int32), 4)
+  # Six standard deviations of a binomial count.
+  assert abs(int(mirrored.sum()) - 5000) < 6 * 50
+  for axis in (0, 1):
+    counts = np.bincount(offsets[:, axis], minlength=9)
+    assert len(counts) == 9 and np.all(abs(counts - 10_000 / 9) < 6 * np.sqrt(10_000 * 8 / 81))
+  assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.06
+
+
+def test_draws_depend_on_seed_step_and_position_alone():
+  positions = np.arange(8, dtype=np.int32)
+  whole = seeds.image_bits(0, jnp.int32(5), positions, 3)
+  np.testing.assert_array_equal(whole[4:], seeds.image_bits(0, jnp.int32(5), positions[4:], 3))
+  assert np.all(whole != seeds.image_bits(0, jnp.int32(6), positions, 3))
+  assert np.all(whole != seeds.image_bits(1, jnp.int32(5), positions, 3))
+
+
+@pytest.mark.parametrize('mean, std', [((0.1, 0.5, 0.9), (0.2, 0.3, 0.4)), ((0.5,), (0.25,))])
+def test_normalisation(mean, std):
+  out = augment.normaliser(mean, std)(jnp.asarray(IMAGES))
+  np.testing.assert_allclose(out, (IMAGES / 255 - mean) / std, rtol=1e-5, atol=1e-6)
+  assert out.dtype == jnp.float32

@@ -1,0 +1,45 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnonly_jax.models import conv
+
+
+@pytest.mark.parametrize('size', [1, 3, 5])
+def test_the_form_for_cpu_scans_has_the_gradients_of_the_plain_one(size):
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    x = rng.standard_normal((2, 6, 5, 3))
+    kernel = rng.standard_normal((size, size, 3, 4))
+    weight = rng.standard_normal((2, 6, 5, 4))
+    results = [jax.value_and_grad(lambda x, k, f=f: jnp.sum(weight * jnp.sin(f(x, k))), (0, 1))(
+        x, kernel) for f in (conv._conv_for_cpu_scan, conv._conv)]
+    for ours, plain in zip(*map(jax.tree.leaves, results), strict=True):
+      np.testing.assert_allclose(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_stride_two_pads_as_pytorch_does():
+  # A 3x3 kernel that picks the top left pixel of its window: with one pixel of padding before, it
+  # picks the pixels at odd places, one before each even centre.
+  x = jnp.arange(36.0).reshape(1, 6, 6, 1)
+  kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1)
+  expected = np.array([[0, 0, 0], [0, 7, 9], [0, 19, 21]])
+  np.testing.assert_array_equal(conv.conv(x, kernel, 2)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize('trained', [False, True])
+def test_only_a_trained_kernel_costs_a_saved_input_and_a_gradient(trained):
+  x, kernels = jnp.ones((2, 4, 4, 3)), jnp.ones((5, 3, 3, 3, 3))
+
+  def loss(shift, kernels):
+    # x is shifted so that the convolution's input has a gradient, as inside a network.
+    body = lambda x, kernel: (jnp.sin(conv._conv_for_cpu_scan(x, kernel)), None)
+    return jnp.sum(jax.lax.scan(body, x + shift, kernels)[0])
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1) if trained else 0))(0.0, kernels)
+  scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == 'scan']
+  saved = [v.aval.shape for v in scans[0].outvars if v.aval.shape == (5, 2, 4, 4, 3)]
+  # Saved besides the input: what the sine's gradient needs.
+  assert len(saved) == 1 + trained
+  assert ('dot_general' in str(scans[-1].params['jaxpr'])) == trained

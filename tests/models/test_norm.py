@@ -1,0 +1,98 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bnonly_jax.models import norm
+
+
+@pytest.fixture
+def double_precision():
+  with jax.enable_x64(True):
+    yield
+
+
+def plain(y, scale, bias, residual, relu):
+  mean, var = jnp.mean(y, (0, 1, 2)), jnp.var(y, (0, 1, 2))
+  z = scale * (y - mean) / jnp.sqrt(var + 1e-5) + bias
+  z = z if residual is None else z + residual
+  return jax.nn.relu(z) if relu else z
+
+
+def arguments(with_residual):
+  rng = np.random.default_rng(1)
+  y, residual, weight = (rng.standard_normal((8, 3, 5, 4)) + 0.3 for _ in range(3))
+  return (y, rng.random(4), rng.standard_normal(4), residual if with_residual else None), weight
+
+
+@pytest.mark.parametrize('relu', [True, False])
+@pytest.mark.parametrize('with_residual', [True, False])
+def test_value_and_gradients_equal_autodiff(double_precision, with_residual, relu):
+  (y, scale, bias, residual), weight = arguments(with_residual)
+  count = 4 if with_residual else 3
+
+  def ours(*args):
+    args = args if with_residual else (*args, None)
+    return jnp.sum(weight * norm.batch_norm(*args, relu, None)[0])
+
+  def theirs(*args):
+    args = args if with_residual else (*args, None)
+    return jnp.sum(weight * plain(*args, relu))
+
+  given = (y, scale, bias, residual)[:count]
+  np.testing.assert_allclose(ours(*given), theirs(*given), rtol=1e-12)
+  for mine, plains in zip(*(jax.grad(f, range(count))(*given) for f in (ours, theirs)), strict=True):
+    np.testing.assert_allclose(mine, plains, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('with_residual', [True, False])
+def test_over_two_devices_it_is_the_batchnorm_of_the_whole_batch(double_precision, with_residual):
+  (y, scale, bias, residual), weight = arguments(with_residual)
+  arrays = [y, weight] + ([residual] if with_residual else [])
+
+  def loss(y, weight, residual, scale, bias, axis):
+    out, mean, var = norm.batch_norm(y, scale, bias, residual, True, axis)
+    return jnp.sum(weight * out), (mean, var)
+
+  def on_devices(scale, bias, y, weight, residual=None):
+    (_, stats), (dy, d_scale, d_bias) = jax.value_and_grad(loss, (0, 3, 4), has_aux=True)(
+        y, weight, residual, scale, bias, 'batch')
+    return jax.lax.psum((d_scale, d_bias), 'batch'), stats, dy
+
+  halves = [a.reshape(2, 4, *a.shape[1:]) for a in arrays]
+  (d_scale, d_bias), stats, dy = jax.pmap(
+      on_devices, 'batch', in_axes=(None, None) + (0,) * len(halves), out_axes=(None, None, 0))(
+          scale, bias, *halves)
+  (_, whole_stats), (whole_dy, *whole_d) = jax.value_and_grad(
+      functools.partial(loss, axis=None), (0, 3, 4), has_aux=True)(y, weight, residual, scale, bias)
+  np.testing.assert_allclose(dy.reshape(y.shape), whole_dy, rtol=1e-9, atol=1e-11)
+  for a, b in zip([d_scale, d_bias, *stats], [*whole_d, *whole_stats], strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_it_equals_flax_but_for_the_unbiased_running_variance():
+  y = np.float32(np.random.default_rng(2).standard_normal((4, 2, 2, 3)) * 2 + 1)
+  ours = norm.BatchNorm(train=True)
+  variables = ours.init(jax.random.key(0), y)
+  theirs = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
+  out, updated = ours.apply(variables, y, relu=False, mutable=['batch_stats'])
+  expected, flax_updated = theirs.apply(variables, y, mutable=['batch_stats'])
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+  ours_stats, flax_stats = updated['batch_stats'], flax_updated['batch_stats']
+  np.testing.assert_allclose(ours_stats['mean'], flax_stats['mean'], rtol=1e-5, atol=1e-6)
+  # torch.nn.BatchNorm2d: 0.9 * 1 + 0.1 * sum((y - mean)^2) / (n - 1)
+  torchs = 0.9 + 0.1 * y.reshape(-1, 3).var(0, ddof=1)
+  np.testing.assert_allclose(ours_stats['var'], torchs, rtol=1e-5)
+  assert np.all(ours_stats['var'] > flax_stats['var'])
+
+
+def test_evaluation_normalises_by_the_running_averages():
+  y = np.float32(np.random.default_rng(3).standard_normal((4, 2, 2, 3)))
+  variables = {'params': {'scale': np.float32([1, 2, 3]), 'bias': np.float32([0, 1, -1])},
+               'batch_stats': {'mean': np.float32([0.5, 0, -1]), 'var': np.float32([4, 1, 0.25])}}
+  out = norm.BatchNorm(train=False).apply(variables, y, relu=False)
+  expected = ([1, 2, 3] * (y - [0.5, 0, -1]) / np.sqrt(np.float32([4, 1, 0.25]) + 1e-5) + [0, 1, -1])
+  np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)

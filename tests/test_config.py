@@ -1,0 +1,44 @@
+import pytest
+
+from bnonly_jax import config as config_lib
+
+
+def test_the_paper_recipe_is_the_default():
+  config = config_lib.default_config()
+  assert config.epochs == 160 and config.batch_size == 128
+  assert config.optimizer.to_dict() == dict(
+      learning_rate=0.1, momentum=0.9, weight_decay=1e-4, drops=(0.5, 0.75), drop_factor=0.1,
+      warmup_epochs=0.0)
+
+
+def test_a_typo_fails():
+  with pytest.raises((AttributeError, KeyError)):
+    config_lib.default_config().epoch = 3
+
+
+def test_every_field_is_explained():
+  lines = config_lib.describe().splitlines()
+  for field in config_lib.flat(config_lib.default_config()):
+    assert any(line.startswith(f'  --config.{field}=') for line in lines), field
+  assert lines[0].startswith('  # ')
+
+
+@pytest.mark.parametrize('field, value', [
+    ('epochs', 0), ('batch_size', -1), ('seed', -1), ('data.pad', -1), ('data.std', (0.1, 0.0)),
+    ('optimizer.momentum', 1.0), ('optimizer.drops', (0.5, 1.5)), ('optimizer.drop_factor', 0.0),
+    ('optimizer.warmup_epochs', 161.0), ('checkpoint_keep', 0)])
+def test_a_value_out_of_range_is_named_with_what_is_allowed(field, value):
+  config = config_lib.default_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(config_lib.UserError, match=f'config.{field} is .*; allowed is .*--config'):
+    config_lib.validate(config)
+
+
+def test_the_default_is_valid():
+  config_lib.validate(config_lib.default_config())
+
+
+def test_a_misspelt_flag_gets_a_suggestion():
+  message = config_lib.explain_flags(['main', '--config.optimizer.learning_rat=1'])
+  assert 'Did you mean --config.optimizer.learning_rate?' in message
+  assert config_lib.explain_flags(['main', '--config.seed=1']) == ''

@@ -1,0 +1,151 @@
+import re
+
+import conftest
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bnonly_jax import data
+from bnonly_jax import masks
+from bnonly_jax import optimizer
+from bnonly_jax import steps
+from bnonly_jax.config import default_config
+
+SELECTIONS = ('batchnorm', 'all', 'nothing', 'output')
+
+
+def compiled(setup, devices=1):
+  state, frozen, train_set = steps.replicate((setup.state, setup.frozen, setup.train_set), devices)
+  index = np.zeros((devices, conftest.BATCH // devices), np.int32)
+  return setup.train_step.lower(state, frozen, train_set, index).compile()
+
+
+@pytest.mark.parametrize('selection, chosen', [*((s, 0) for s in SELECTIONS), ('gamma', 10)])
+def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen):
+  setup = conftest.make_setup(selection, chosen=chosen)
+  state, history = setup.run(5, devices=2)
+  start = masks.flatten(setup.variables['params'])
+  mask = masks.flatten(setup.mask)
+  after = masks.flatten(jax.device_get(masks.merge(state.trainable, setup.frozen)))
+  assert after.keys() == start.keys() == mask.keys()
+  for name, keep in mask.items():
+    keep = np.broadcast_to(keep, start[name].shape)
+    np.testing.assert_array_equal(after[name][~keep], start[name][~keep], err_msg=name)
+    assert np.all(after[name][keep] != start[name][keep]), name
+  assert int(state.step) == 5
+  assert (history[-1]['gradient_norm'] > 0) == (selection != 'nothing')
+
+
+@pytest.mark.parametrize('selection', SELECTIONS)
+def test_running_statistics_move_whatever_trains(selection):
+  setup = conftest.make_setup(selection)
+  state, _ = setup.run(2, devices=2)
+  for name, value in masks.flatten(state.batch_stats).items():
+    assert np.all(value != masks.flatten(setup.variables['batch_stats'])[name]), name
+
+
+def test_raw_gradients_of_frozen_parameters_reach_nothing():
+  # optax.masked hands on what it masks out. Whatever stands for a frozen parameter in the gradients,
+  # the trainable half has no place for it.
+  setup = conftest.make_setup('batchnorm')
+  tx = optimizer.create(default_config().optimizer, lambda _: 0.1, setup.mask)
+  params = setup.variables['params']
+  raw = jax.tree.map(np.ones_like, params)
+  updates, _ = tx.update(raw, tx.init(params), params)
+  assert np.all(updates['output']['kernel'] == 1)  # the trap is there
+  moved = optax.apply_updates(setup.state.trainable, updates)
+  assert jax.tree.structure(moved) == jax.tree.structure(setup.state.trainable)
+  merged = masks.flatten(masks.merge(moved, setup.frozen))
+  for name, keep in masks.flatten(setup.mask).items():
+    assert np.array_equal(merged[name], masks.flatten(params)[name]) != keep, name
+
+
+def test_the_state_is_as_small_as_what_trains():
+  setup = conftest.make_setup('batchnorm')
+  size = {row.group: row.parameters for row in masks.table(setup.variables['params'])}
+  trained = size['gamma'] + size['beta']
+  count = lambda tree: sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+  assert count(setup.state.trainable) == trained
+  assert count(setup.state.opt_state) == trained + 1  # and the step of the schedule
+  assert count(setup.frozen) == sum(size.values()) - trained
+
+
+def test_the_batchnorm_only_step_has_no_gradient_of_a_weight():
+  # ResNet-8: nine convolutions and the output forward; backward again all but the first.
+  text = compiled(conftest.make_setup('batchnorm')).as_text()
+  convolutions = len(re.findall(r' convolution\(', text))
+  products = len(re.findall(r' dot\(|custom-call\(.*matmul', text))
+  assert (convolutions, products) == (9 + 8, 2)
+  text = compiled(conftest.make_setup('all')).as_text()
+  assert (len(re.findall(r' convolution\(', text)) + len(re.findall(r' dot\(', text))
+          > convolutions + products)
+
+
+@pytest.mark.parametrize('selection', ['batchnorm', 'all'])
+def test_the_all_reduce_carries_what_trains_and_the_statistics_only(selection):
+  setup = conftest.make_setup(selection)
+  text = compiled(setup, devices=2).as_text()
+  carried = 0
+  for shapes in re.findall(r'= (.*?) all-reduce(?:-start)?\(', text):
+    for dims in re.findall(r'f32\[([\d,]*)\]', shapes):
+      carried += int(np.prod([int(d) for d in dims.split(',') if d]))
+  trained = sum(np.size(leaf) for leaf in jax.tree.leaves(setup.state.trainable))
+  statistics = sum(np.size(leaf) for leaf in jax.tree.leaves(setup.state.batch_stats))
+  # The beta of a shortcut's norm and that of the norm it is added to have one gradient: XLA sends it
+  # once.
+  twice = sum(np.size(value) for name, value in masks.flatten(setup.state.trainable).items()
+              if name.endswith('shortcut_norm/bias'))
+  assert carried == trained - twice + statistics + 2  # and loss and accuracy
+
+
+def test_the_gradient_norm_is_that_of_what_trains():
+  everything, batchnorm = conftest.make_setup('all'), conftest.make_setup('batchnorm')
+  assert (batchnorm.run(1, devices=1)[1][0]['gradient_norm']
+          < everything.run(1, devices=1)[1][0]['gradient_norm'])
+
+
+@pytest.mark.parametrize('double, rate', [(True, 0.1), (False, 0.001)])
+def test_with_common_statistics_devices_do_not_change_the_losses(double, rate):
+  # In float32 and at the recipe's rate, a rounding error that flips one ReLU grows tenfold every few
+  # steps, on one device as on many: only in float64 does that rate compare the arithmetic.
+  setup = conftest.make_setup('batchnorm', sync=True, double=double, learning_rate=rate)
+  with jax.enable_x64(double):
+    one, two, four = ([m['loss'] for m in setup.run(20, devices)[1]] for devices in (1, 2, 4))
+  for many in (two, four):
+    np.testing.assert_allclose(many, one, rtol=1e-11 if double else 1e-5)
+
+
+def test_statistics_of_each_devices_share_do_change_the_losses():
+  setup = conftest.make_setup('batchnorm')
+  _, one = setup.run(2, devices=1)
+  _, two = setup.run(2, devices=2)
+  assert abs(one[0]['loss'] - two[0]['loss']) > 1e-5
+
+
+def test_equal_seeds_give_equal_bits_and_so_does_a_stop_between():
+  setup = conftest.make_setup('batchnorm')
+  straight, history = setup.run(6, devices=2)
+  half, first = setup.run(3, devices=2)
+  rest, second = setup.run(3, devices=2, state=half)
+  assert first + second == history
+  for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(straight), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('devices, batch_size', [(1, 8), (1, 37), (2, 32), (4, 100)])
+def test_evaluation_counts_every_image_once(devices, batch_size):
+  setup = conftest.make_setup('batchnorm')
+  padded = setup.train_set
+  test_set = data.Images(padded.images[:37, 1:-1, 1:-1], padded.labels[:37])
+  state, frozen, placed = steps.replicate((setup.state, setup.frozen, test_set), devices)
+  total = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
+  for batch in data.eval_batches(37, batch_size):
+    sums = setup.eval_step(state, frozen, placed, [x.reshape(devices, -1) for x in batch])
+    total = {k: total[k] + float(sums[k]) for k in total}
+  images = (test_set.images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+  logits = setup.network.apply(setup.variables, images)
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, test_set.labels)
+  assert total['count'] == 37
+  assert total['correct'] == np.sum(np.argmax(logits, -1) == test_set.labels)
+  np.testing.assert_allclose(total['loss'], np.sum(losses), rtol=1e-5)
