@@ -48,20 +48,24 @@ def restore(checkpointer: ocp.training.Checkpointer, like: Any) -> Any:
   return checkpointer.load(abstract_state=_abstract(like))
 
 
-def save_frozen(workdir: pathlib.Path, frozen: Any) -> None:
-  """Writes the frozen half of the parameters, unless the run has written it already."""
-  path = workdir / 'frozen'
-  if jax.tree.leaves(frozen) and not path.exists():
-    ocp.save(path, jax.tree.map(np.asarray, frozen))
+def keep_frozen(workdir: pathlib.Path, frozen: Any) -> Any:
+  """Writes the frozen half of the parameters once a run, and from then on returns what was written.
 
+  Args:
+    workdir: the run's.
+    frozen: the frozen half as the config gives it.
 
-def restore_frozen(workdir: pathlib.Path, like: Any) -> Any:
-  """Returns the frozen half as the run has written it; see `restore`."""
+  Raises:
+    UserError: as `restore`.
+  """
   path = workdir / 'frozen'
-  if not jax.tree.leaves(like):
-    return like
-  _require_equal(_shapes(ocp.metadata(path).metadata), _shapes(like), path)
-  return ocp.load(path, _abstract(like))
+  if not jax.tree.leaves(frozen):
+    return frozen
+  if path.exists():
+    _require_equal(_shapes(ocp.metadata(path).metadata), _shapes(frozen), path)
+    return ocp.load(path, _abstract(frozen))
+  ocp.save(path, jax.tree.map(np.asarray, frozen))
+  return frozen
 
 
 def _abstract(tree):

@@ -46,7 +46,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
       _CONFIG.value.lock()  # a file that could not be read shows itself here
   except Exception as error:  # a config file and ml_collections raise whatever they like
     sys.exit(f'error: {explain_flags(arguments) or str(error).strip().splitlines()[-1]}')
-  if _CONFIG.value is None or _WORKDIR.value is None:
+  if _CONFIG.value is None or not _WORKDIR.value:
     sys.exit('error: --config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
              ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
   return rest

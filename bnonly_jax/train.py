@@ -1,11 +1,13 @@
 """One run, from a config to a workdir: read it from top to bottom."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
 import time
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 
@@ -23,22 +25,15 @@ from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict,
-                       workdir: str | pathlib.Path) -> dict[str, Any]:
-  """Trains what the config selects, or goes on with the run that the workdir holds.
-
-  Args:
-    config: fields as in `config.default_config`.
-    workdir: a folder that is new, empty, or holds a run with the same config.
+def build(config: ml_collections.ConfigDict) -> tuple[data.Info, nn.Module, dict, dict]:
+  """Builds what a config describes, compiling and writing nothing.
 
   Returns:
-    What workdir/result.json holds; see the README.
+    The data set's facts, the network, its variables at the start, and the mask of what trains.
 
   Raises:
-    UserError: the config or the workdir does not allow the run. Nothing has been written then.
+    UserError: the config is not that of a run on this machine.
   """
-  # 1. All that can be wrong is found before anything is written or compiled.
-  workdir = pathlib.Path(workdir).expanduser().absolute()
   config_lib.validate(config)
   devices = jax.local_device_count()
   for field in ('batch_size', 'eval_batch_size'):
@@ -61,6 +56,27 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
                           steps.AXIS if config.sync_batchnorm else None)
   variables = models.initialise(network, info.image_shape, config.seed)
   mask = masks.make_mask(config.train, variables['params'])
+  return info, network, variables, mask
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict,
+                       workdir: str | pathlib.Path) -> dict[str, Any]:
+  """Trains what the config selects, or goes on with the run that the workdir holds.
+
+  Args:
+    config: fields as in `config.default_config`.
+    workdir: a folder that is new, empty, or holds a run with the same config.
+
+  Returns:
+    What workdir/result.json holds; see the README.
+
+  Raises:
+    UserError: the config or the workdir does not allow the run. Nothing has been written then.
+  """
+  # 1. All that can be wrong is found before anything is written or compiled.
+  workdir = pathlib.Path(workdir).expanduser().absolute()
+  info, network, variables, mask = build(config)
+  devices = jax.local_device_count()
   workdir_lib.check(workdir, config)
   if (workdir / 'result.json').exists():
     result = workdir_lib.read_json(workdir / 'result.json')
@@ -88,10 +104,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   start_step = checkpoint.latest_step(checkpointer) or 0
   if start_step:
     state = checkpoint.restore(checkpointer, state)
-    frozen = checkpoint.restore_frozen(workdir, frozen)
     metrics.console.print(f'going on after step {start_step} of {total_steps}')
-  else:
-    checkpoint.save_frozen(workdir, frozen)
+  frozen = checkpoint.keep_frozen(workdir, frozen)
   state, frozen = steps.replicate((state, frozen), devices)
 
   if config.data.name == 'digits':
@@ -118,30 +132,28 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
                          start_step)
   order = {}
-  for step in range(start_step, total_steps):
-    index = data.train_indices(config.seed, step, info.train_images, config.batch_size, order)
-    state, step_metrics = train_step(state, frozen, train_set, index.reshape(devices, -1))
-    if step == start_step:
-      jax.block_until_ready(step_metrics)  # keeps the compiler's time out of the images per second
-      log.restart_clock()
-    if log.due:
+  with contextlib.closing(checkpointer), contextlib.closing(writer), contextlib.closing(log):
+    for step in range(start_step, total_steps):
+      index = data.train_indices(config.seed, step, info.train_images, config.batch_size, order)
+      state, step_metrics = train_step(state, frozen, train_set, index.reshape(devices, -1))
+      if step == start_step:
+        jax.block_until_ready(step_metrics)  # the compiler's time is no training time
+        log.restart_clock()
+      if log.due:
+        log.flush()
+      log.add(step + 1, step_metrics)
+      epoch, rest = divmod(step + 1, steps_per_epoch)
+      if rest:
+        continue
       log.flush()
-    log.add(step + 1, step_metrics)
-    epoch, rest = divmod(step + 1, steps_per_epoch)
-    if rest:
-      continue
-    log.flush()
-    last = epoch == config.epochs
-    if last or epoch % config.eval_every == 0:
-      evaluation = evaluate(state)
-      writer.write(step + 1, {'epoch': float(epoch), **evaluation})
-      log.epoch_line(evaluation)
-    if last or epoch % config.checkpoint_every == 0:
-      checkpoint.save(checkpointer, step + 1, state)
-    log.restart_clock()
-  log.close()
-  writer.close()
-  checkpointer.close()
+      last = epoch == config.epochs
+      if last or epoch % config.eval_every == 0:
+        evaluation = evaluate(state)
+        writer.write(step + 1, {'epoch': float(epoch), **evaluation})
+        log.epoch_line(evaluation)
+      if last or epoch % config.checkpoint_every == 0:
+        checkpoint.save(checkpointer, step + 1, state)
+      log.restart_clock()
 
   # 5. The result, last: its presence says that all else is there.
   title = f'{config.network}, {config.data.name}, training {config.train}'

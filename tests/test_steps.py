@@ -46,8 +46,8 @@ def test_running_statistics_move_whatever_trains(selection):
 
 
 def test_raw_gradients_of_frozen_parameters_reach_nothing():
-  # optax.masked hands on what it masks out. Whatever stands for a frozen parameter in the gradients,
-  # the trainable half has no place for it.
+  # optax.masked hands on what it masks out. Whatever stands for a frozen parameter among the
+  # gradients, the trainable half has no place for it.
   setup = conftest.make_setup('batchnorm')
   tx = optimizer.create(default_config().optimizer, lambda _: 0.1, setup.mask)
   params = setup.variables['params']
@@ -92,8 +92,8 @@ def test_the_all_reduce_carries_what_trains_and_the_statistics_only(selection):
       carried += int(np.prod([int(d) for d in dims.split(',') if d]))
   trained = sum(np.size(leaf) for leaf in jax.tree.leaves(setup.state.trainable))
   statistics = sum(np.size(leaf) for leaf in jax.tree.leaves(setup.state.batch_stats))
-  # The beta of a shortcut's norm and that of the norm it is added to have one gradient: XLA sends it
-  # once.
+  # The beta of a shortcut's norm and that of the norm it is added to have the same gradient, which
+  # XLA sends once.
   twice = sum(np.size(value) for name, value in masks.flatten(setup.state.trainable).items()
               if name.endswith('shortcut_norm/bias'))
   assert carried == trained - twice + statistics + 2  # and loss and accuracy
@@ -107,8 +107,8 @@ def test_the_gradient_norm_is_that_of_what_trains():
 
 @pytest.mark.parametrize('double, rate', [(True, 0.1), (False, 0.001)])
 def test_with_common_statistics_devices_do_not_change_the_losses(double, rate):
-  # In float32 and at the recipe's rate, a rounding error that flips one ReLU grows tenfold every few
-  # steps, on one device as on many: only in float64 does that rate compare the arithmetic.
+  # In float32 and at the recipe's rate, a rounding error that flips one ReLU grows tenfold every
+  # few steps, on one device as on many: only float64 can compare the arithmetic at that rate.
   setup = conftest.make_setup('batchnorm', sync=True, double=double, learning_rate=rate)
   with jax.enable_x64(double):
     one, two, four = ([m['loss'] for m in setup.run(20, devices)[1]] for devices in (1, 2, 4))

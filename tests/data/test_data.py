@@ -117,7 +117,7 @@ def test_an_epoch_takes_every_image_once_but_the_rest():
                             for i in range(15)]) for epoch in (0, 1)]
   for indices in epochs:
     assert len(set(indices)) == 15 * 64 and indices.dtype == np.int32
-    assert 0 <= indices.min() and indices.max() < 1000
+    assert indices.min() >= 0 and indices.max() < 1000
   assert np.any(epochs[0] != epochs[1])
   assert len(order) == 1
 

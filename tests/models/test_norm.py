@@ -44,8 +44,9 @@ def test_value_and_gradients_equal_autodiff(double_precision, with_residual, rel
 
   given = (y, scale, bias, residual)[:count]
   np.testing.assert_allclose(ours(*given), theirs(*given), rtol=1e-12)
-  for mine, plains in zip(*(jax.grad(f, range(count))(*given) for f in (ours, theirs)), strict=True):
-    np.testing.assert_allclose(mine, plains, rtol=1e-9, atol=1e-11)
+  gradients = [jax.grad(f, range(count))(*given) for f in (ours, theirs)]
+  for mine, autodiffs in zip(*gradients, strict=True):
+    np.testing.assert_allclose(mine, autodiffs, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize('with_residual', [True, False])
@@ -94,5 +95,6 @@ def test_evaluation_normalises_by_the_running_averages():
   variables = {'params': {'scale': np.float32([1, 2, 3]), 'bias': np.float32([0, 1, -1])},
                'batch_stats': {'mean': np.float32([0.5, 0, -1]), 'var': np.float32([4, 1, 0.25])}}
   out = norm.BatchNorm(train=False).apply(variables, y, relu=False)
-  expected = ([1, 2, 3] * (y - [0.5, 0, -1]) / np.sqrt(np.float32([4, 1, 0.25]) + 1e-5) + [0, 1, -1])
+  std = np.sqrt(np.float32([4, 1, 0.25]) + 1e-5)
+  expected = [1, 2, 3] * (y - [0.5, 0, -1]) / std + [0, 1, -1]
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,104 @@
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bnonly_jax import metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*arguments):
+  return [sys.executable, '-m', 'bnonly_jax.main', *arguments]
+
+
+def environment():
+  return {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+
+
+def call(*arguments):
+  return subprocess.run(command(*arguments), cwd=ROOT, env=environment(), capture_output=True,
+                        text=True, check=False)
+
+
+def digits(data_dir, workdir, *more, config='configs/digits.py:resnet8'):
+  return (f'--config={config}', f'--config.data.dir={data_dir}',
+          '--config.epochs=2', f'--workdir={workdir}', *more)
+
+
+@pytest.mark.parametrize('more, message', [
+    ('--config.optimizer.learning_rat=1', 'Did you mean --config.optimizer.learning_rate?'),
+    ('--config.epochs=many', "--config.epochs=many: invalid literal for int()"),
+    ('configs/digit.py', 'there is no file configs/digit.py. Allowed'),
+    ('configs/digits.py:resnet9', "config.network is 'cifar_resnet9'; allowed are"),
+    ('--config.train=batchnrom', "'batchnrom' is no group. Allowed are"),
+    ('--config.data.name=cifar10', 'data.prepare --dataset=cifar10'),
+    ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    ('--workdir=', '--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed'),
+])
+def test_a_mistake_is_one_line_fast_and_writes_nothing(data_dir, tmp_path, more, message):
+  config = {} if more.startswith('--') else {'config': more}
+  arguments = digits(data_dir, tmp_path / 'run', *([] if config else [more]), **config)
+  start = time.perf_counter()
+  done = call(*arguments)
+  seconds = time.perf_counter() - start
+  assert done.returncode not in (0, None) and done.stdout == ''
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith('error: ') and message in line
+  assert list(tmp_path.iterdir()) == []
+  assert seconds < 5
+
+
+def test_help_explains_every_flag_and_field():
+  done = call('--help')
+  for text in ('--config:', '--workdir:', "--config.train='batchnorm'", '--config.data.pad=4',
+               'python -m bnonly_jax.main'):
+    assert text in done.stdout
+
+
+def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir, tmp_path):
+  first = call(*digits(data_dir, tmp_path / 'run'))
+  assert first.returncode == 0, first.stderr
+  result = json.loads((tmp_path / 'run/result.json').read_text())
+  for text in ('gamma', 'frozen', 'images/s', 'left',
+               f'test accuracy {result["test_accuracy"]:.4f}',
+               f'untrained: {result["untrained_test_accuracy"]:.4f}', 'accuracy.png', 'gamma.png'):
+    assert text in first.stdout
+  again = call(*digits(data_dir, tmp_path / 'run'))
+  assert again.returncode == 0 and 'finished' in again.stdout
+  assert first.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(data_dir, tmp_path):
+  arguments = digits(data_dir, tmp_path / 'whole', '--config.epochs=20')
+  assert call(*arguments).returncode == 0
+  killed, kills = digits(data_dir, tmp_path / 'killed', '--config.epochs=20'), 0
+  moments = random.Random(0)
+  for _ in range(15):
+    process = subprocess.Popen(command(*killed), cwd=ROOT, env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+      process.wait(moments.uniform(2, 9))
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+    process.wait()
+  assert call(*killed).returncode == 0 and kills > 2
+  drop = lambda line: {k: v for k, v in line.items() if not k.startswith('time_')}
+  whole, pieces = ([drop(line) for line in metrics.read(tmp_path / name)]
+                   for name in ('whole', 'killed'))
+  assert whole == pieces
+  results = [json.loads((tmp_path / name / 'result.json').read_text())
+             for name in ('whole', 'killed')]
+  for result in results:
+    del result['seconds'], result['finished']
+  assert results[0] == results[1]
+  assert np.isfinite(results[0]['test_loss'])

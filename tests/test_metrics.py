@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+from tensorboardX.proto import event_pb2
+
+from bnonly_jax import masks
+from bnonly_jax import metrics
+
+
+def test_lines_after_the_checkpoint_go_and_a_torn_one_too(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  for step in (0, 10, 20):
+    writer.write(step, {'epoch': step / 10, 'test_loss': 1.0})
+  writer.close()
+  with open(tmp_path / 'metrics.jsonl', 'a') as file:
+    file.write('{"step": 30, "epo')
+  assert [line['step'] for line in metrics.read(tmp_path)] == [0, 10, 20]
+  writer = metrics.Writer(tmp_path, 10)
+  writer.write(20, {'epoch': 2.0, 'test_loss': 0.5})
+  writer.close()
+  assert [(line['step'], line['test_loss']) for line in metrics.read(tmp_path)] == [
+      (0, 1.0), (10, 1.0), (20, 0.5)]
+  metrics.Writer(tmp_path, 0).close()
+  assert metrics.read(tmp_path) == []
+
+
+def test_a_line_is_the_mean_since_the_last(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  log = metrics.TrainLog(writer, steps=8, steps_per_epoch=4, batch_size=16, log_every=3,
+                         start_step=0)
+  for step in range(1, 9):
+    if log.due:
+      log.flush()
+    log.add(step, {'loss': np.float32(step)})
+    if step % 4 == 0:
+      log.flush()
+  log.close()
+  writer.close()
+  lines = metrics.read(tmp_path)
+  # Every third step of an epoch and the epoch's last; step 3's line is written while step 4 runs.
+  assert [(line['step'], line['train_loss']) for line in lines] == [(3, 2), (4, 4), (7, 6), (8, 8)]
+  assert [line['epoch'] for line in lines] == [0.75, 1, 1.75, 2]
+  assert all(line['time_images_per_second'] > 0 for line in lines)
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  writer.write(7, {'test_accuracy': 0.25})
+  writer.close()
+  (path,) = (tmp_path / 'tensorboard').glob('events.*')
+  content, found = path.read_bytes(), {}
+  while content:  # records of length (8 bytes), checksum (4), event, checksum (4)
+    length = int.from_bytes(content[:8], 'little')
+    event = event_pb2.Event.FromString(content[12:12 + length])
+    found.update({(value.tag, event.step): value.simple_value for value in event.summary.value})
+    content = content[16 + length:]
+  assert found == {('test/accuracy', 7): 0.25}
+
+
+def test_the_table_says_what_trains(capsys):
+  metrics.print_table([masks.GroupRow('gamma', 2, 30, 30), masks.GroupRow('conv', 3, 60, 0),
+                       masks.GroupRow('output', 2, 10, 4)])
+  printed = capsys.readouterr().out
+  rows = {words[0]: words[1:] for words in map(str.split, printed.splitlines()) if words}
+  assert rows['gamma'] == ['2', '30', 'trains', '30.00%']
+  assert rows['conv'] == ['3', '60', 'frozen', '60.00%']
+  assert rows['output'] == ['2', '10', '4', 'train', '10.00%']
+  assert rows['all'] == ['7', '100', '34', 'train', '34.00%']
+  assert json.dumps(masks.GroupRow('gamma', 2, 30, 30)._asdict())

@@ -1,0 +1,151 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bnonly_jax import checkpoint
+from bnonly_jax import data
+from bnonly_jax import metrics
+from bnonly_jax import train
+from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
+
+TIMES = ('time_seconds', 'time_images_per_second', 'seconds', 'finished')
+
+
+def tiny_config(data_dir, **fields):
+  config = default_config()
+  config.update(network='cifar_resnet8', epochs=2, batch_size=256, eval_batch_size=100, log_every=2)
+  config.data.update(name='digits', dir=str(data_dir), pad=1, flip=False, mean=(0.305,),
+                     std=(0.376,))
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope='module')
+def run(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run')
+  result = train.train_and_evaluate(tiny_config(data_dir), workdir)
+  return workdir, result
+
+
+def without_times(lines):
+  return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def last_state(workdir):
+  checkpointer = checkpoint.open_checkpointer(workdir, 2)
+  return jax.tree.leaves(checkpointer.load())
+
+
+def test_the_workdir_holds_all_of_the_run(run):
+  workdir, result = run
+  assert sorted(p.name for p in workdir.iterdir()) == [
+      'accuracy.png', 'checkpoints', 'config.json', 'frozen', 'gamma.png', 'metrics.jsonl',
+      'parameters.json', 'result.json', 'tensorboard']
+  assert json.loads((workdir / 'config.json').read_text())['data.name'] == 'digits'
+  rows = {row['group']: row for row in json.loads((workdir / 'parameters.json').read_text())}
+  assert rows['gamma']['trained'] == rows['gamma']['parameters'] == 336
+  assert rows['conv']['trained'] == 0 < rows['conv']['parameters']
+  for plot in ('accuracy.png', 'gamma.png'):
+    assert (workdir / plot).read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_result_says_what_was_run_and_what_came_out(run):
+  workdir, result = run
+  assert json.loads((workdir / 'result.json').read_text()) == result
+  assert 0 <= result['test_accuracy'] <= 1 and result['test_loss'] > 0
+  assert result['test_accuracy'] * 360 == pytest.approx(round(result['test_accuracy'] * 360))
+  assert (result['epochs'], result['steps'], result['seed']) == (2, 10, 0)
+  assert (result['parameters'], result['trained_parameters']) == (77754, 672)
+  assert (result['data'], result['train_images'], result['test_images']) == ('digits', 1437, 360)
+  assert result['versions']['jax'] == jax.__version__ and result['device_kind'] == 'cpu'
+  assert 0 < result['seconds'] < 60
+
+
+def test_the_metrics_are_all_there(run):
+  workdir, result = run
+  lines = metrics.read(workdir)
+  assert [(line['step'], 'test_loss' in line) for line in lines] == [
+      (0, True), (2, False), (4, False), (5, False), (5, True), (7, False), (9, False), (10, False),
+      (10, True)]
+  for name in ('loss', 'accuracy', 'learning_rate', 'gradient_norm'):
+    assert all(np.isfinite(line[f'train_{name}']) for line in lines if 'test_loss' not in line)
+  rates = [line['train_learning_rate'] for line in lines if 'test_loss' not in line]
+  np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01, 0.0055, 0.001], rtol=1e-6)
+  assert lines[-1]['test_accuracy'] == result['test_accuracy']
+  assert lines[0]['test_accuracy'] == result['untrained_test_accuracy']
+
+
+def test_a_finished_run_says_so_and_keeps_its_files(run, data_dir, capsys):
+  workdir, result = run
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  assert train.train_and_evaluate(tiny_config(data_dir), workdir) == result
+  assert 'finished' in capsys.readouterr().out
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize('at_step', [3, 7])
+def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path, monkeypatch,
+                                                        at_step):
+  real = data.train_indices
+
+  def killing(seed, step, *args):
+    if step == at_step:
+      raise Killed
+    return real(seed, step, *args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(data, 'train_indices', killing)
+    with pytest.raises(Killed):
+      train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+  assert not (tmp_path / 'result.json').exists()
+  result = train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+  workdir, expected = run
+  assert without_times([result]) == without_times([expected])
+  assert without_times(metrics.read(tmp_path)) == without_times(metrics.read(workdir))
+  for a, b in zip(last_state(tmp_path), last_state(workdir), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_it_learns(data_dir, tmp_path):
+  # Ten classes: an untrained network guesses. Four devices, so each normalises by 16 images.
+  config = tiny_config(data_dir, epochs=12, batch_size=64, sync_batchnorm=True,
+                       network='cifar_resnet8x2')
+  result = train.train_and_evaluate(config, tmp_path)
+  assert result['test_accuracy'] > 0.4 > 0.2 > result['untrained_test_accuracy']
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'network': 'resnet8'}, "config.network is 'resnet8'"),
+    ({'train': 'batchnorm+bias'}, "'bias' is no group"),
+    ({'train': 'gamma-gamma'}, 'matches no parameter'),
+    ({'data.name': 'cifar10'}, "config.data.name is 'cifar10', which is not prepared"),
+    ({'data.mean': (0.1, 0.2, 0.3)}, 'config.data.mean .* has 1 channel'),
+    ({'batch_size': 1440}, 'config.batch_size is 1440; digits has 1437'),
+    ({'batch_size': 30}, 'multiples of the 4 devices'),
+    ({'epochs': 0}, 'config.epochs is 0'),
+])
+def test_a_mistake_is_told_before_anything_is_written(data_dir, tmp_path, fields, message):
+  with pytest.raises(UserError, match=message):
+    train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+
+
+def test_a_workdir_of_another_experiment_is_refused_and_untouched(run, data_dir, tmp_path):
+  workdir, _ = run
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  with pytest.raises(UserError, match='experiment: seed = 0 there and 1 here; train = .batchnorm'):
+    train.train_and_evaluate(tiny_config(data_dir, seed=1, train='output'), workdir)
+  assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  (tmp_path / 'thesis.tex').write_text('mine')
+  with pytest.raises(UserError, match='holds thesis.tex and no config.json'):
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+  with pytest.raises(UserError, match='is a file'):
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path / 'thesis.tex')
+  assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
