@@ -86,6 +86,7 @@ class TrainLog:
     self._writer, self._steps, self._steps_per_epoch = writer, steps, steps_per_epoch
     self._batch_size, self._log_every = batch_size, log_every
     self._pending, self._step, self._rate = [], start_step, None
+    self._epoch = []  # the steps' metrics since the last evaluation
     self._progress = rich.progress.Progress(
         rich.progress.TextColumn('epoch {task.fields[epoch]}'), rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[status]}'),
@@ -100,13 +101,14 @@ class TrainLog:
     return bool(self._pending) and self._step % self._steps_per_epoch % self._log_every == 0
 
   def restart_clock(self) -> None:
-    """Leaves the time until now (compiling, evaluating) out of the training time."""
-    self._clock = time.perf_counter()
+    """Leaves the steps and the time until now (compiling, evaluating) out of the speed."""
+    self._clock, self._timed = time.perf_counter(), 0
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Takes the metrics of the step that brings the count to `step`."""
     self._pending.append(metrics)
     self._step = step
+    self._timed += 1
     self._progress.update(self._task, completed=step, status=self._status(),
                           epoch=f'{step / self._steps_per_epoch:.1f}')
 
@@ -115,24 +117,26 @@ class TrainLog:
     if not self._pending:
       return
     values = jax.device_get(self._pending)
-    now = time.perf_counter()
-    seconds, self._clock = now - self._clock, now
-    self._rate = len(values) * self._batch_size / seconds
     mean = {f'train_{name}': float(np.mean([v[name] for v in values], dtype=np.float64))
             for name in values[0]}
-    self._writer.write(self._step, {
-        'epoch': self._step / self._steps_per_epoch, **mean,
-        'time_images_per_second': self._rate, 'time_seconds': seconds})
-    self.last = mean
+    times = {}
+    if self._timed:
+      seconds = time.perf_counter() - self._clock
+      self._rate = self._timed * self._batch_size / seconds
+      times = {'time_seconds': seconds, 'time_images_per_second': self._rate}
+    self.restart_clock()
+    self._writer.write(self._step, {'epoch': self._step / self._steps_per_epoch, **mean, **times})
+    self._epoch += values
     self._pending = []
 
-  def epoch_line(self, evaluation: dict[str, float]) -> None:
-    """Prints where the run stands after an evaluation."""
+  def print_epoch(self, evaluation: dict[str, float]) -> None:
+    """Prints an evaluation beside the mean of training since the one before."""
     epoch, epochs = self._step // self._steps_per_epoch, self._steps // self._steps_per_epoch
-    sides = {'train': self.last, 'test': evaluation}
-    console.print(f'epoch {epoch}/{epochs}', *(
-        f' {side} loss {values[f"{side}_loss"]:.3f} accuracy {values[f"{side}_accuracy"]:.4f}'
-        for side, values in sides.items()), f' {self._status()}')
+    train = {name: np.mean([v[name] for v in self._epoch]) for name in ('loss', 'accuracy')}
+    self._epoch = []
+    console.print(f'epoch {epoch}/{epochs}  train loss {train["loss"]:.3f} accuracy'
+                  f' {train["accuracy"]:.4f}  test loss {evaluation["test_loss"]:.3f} accuracy'
+                  f' {evaluation["test_accuracy"]:.4f}  {self._status()}')
 
   def _status(self):
     if self._rate is None:

@@ -136,12 +136,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
     for step in range(start_step, total_steps):
       index = data.train_indices(config.seed, step, info.train_images, config.batch_size, order)
       state, step_metrics = train_step(state, frozen, train_set, index.reshape(devices, -1))
-      if step == start_step:
-        jax.block_until_ready(step_metrics)  # the compiler's time is no training time
-        log.restart_clock()
       if log.due:
         log.flush()
       log.add(step + 1, step_metrics)
+      if step == start_step:
+        jax.block_until_ready(step_metrics)  # the compiler's time is no training time
+        log.restart_clock()
       epoch, rest = divmod(step + 1, steps_per_epoch)
       if rest:
         continue
@@ -150,7 +150,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
       if last or epoch % config.eval_every == 0:
         evaluation = evaluate(state)
         writer.write(step + 1, {'epoch': float(epoch), **evaluation})
-        log.epoch_line(evaluation)
+        log.print_epoch(evaluation)
       if last or epoch % config.checkpoint_every == 0:
         checkpoint.save(checkpointer, step + 1, state)
       log.restart_clock()
