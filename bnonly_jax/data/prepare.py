@@ -46,11 +46,16 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
     if name.split('/')[0] not in tfds.list_builders(with_community_datasets=False):
       raise UserError(f'--dataset is {name!r}; allowed are digits, cifar10_jpeg and the names at'
                       ' https://www.tensorflow.org/datasets/catalog. Check the spelling.')
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     if importlib.util.find_spec('tensorflow') is None:
       raise UserError(f'--dataset is {name!r}, whose preparation needs TensorFlow once (training'
                       " does not). Install it: pip install -e '.[prepare]'")
-    tfds.builder(name, **kwargs).download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=source or None))
+    try:
+      tfds.builder(name, **kwargs).download_and_prepare(
+          download_config=tfds.download.DownloadConfig(manual_dir=source or None))
+    except NonMatchingChecksumError as error:
+      raise UserError(f'--source is {source!r}: {" ".join(str(error).split())} Get the official'
+                      ' archive again.') from error
   return data.find(name, data_dir)
 
 
