@@ -4,6 +4,7 @@ A mask is a pytree like the parameters with a bool for each tensor, or a bool ar
 which only single weights train.
 """
 
+import json
 import re
 from typing import Any
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnonly_jax import seeds
 from bnonly_jax.config import UserError
 
 # Every parameter belongs to the first group whose expression is found in its name.
@@ -62,38 +64,102 @@ def group_names(params: dict[str, Any]) -> dict[str, str]:
   return {name: group_of(name) for name in flatten(params)}
 
 
-def make_mask(selection: str, params: dict[str, Any]) -> dict[str, Any]:
+def make_mask(selection: str, params: dict[str, Any], seed: int = 0) -> dict[str, Any]:
   """Turns a selection into a mask.
 
   Args:
-    selection: groups or sets joined by + and -, read from left to right: 'all-batchnorm'.
+    selection: groups or sets joined by + and -, read from left to right ('all-batchnorm'). Among
+      them is random:K: of every output channel of every convolution K weights, or all if it has
+      fewer. Or else a JSON list of rules, '[["norm1/scale$", true], ["", false]]': the first
+      expression found in a parameter's name says whether it trains.
     params: the network's parameters, or their shapes.
+    seed: the experiment's, for random:K.
 
   Returns:
-    A pytree of bools like `params`.
+    A pytree like `params` of bools, and of bool arrays where single weights train.
 
   Raises:
-    UserError: an unknown group, one that the network lacks, or a selection that matches nothing
-      without being 'nothing'.
+    UserError: an unknown group, one that the network lacks, no list of rules, an expression without
+      a match, a parameter without an expression, or a selection that matches nothing and is not
+      'nothing'.
   """
+  if selection.strip().startswith('['):
+    mask = _mask_of_rules(selection, params)
+  else:
+    mask = _mask_of_groups(selection, params, seed)
+  if not any(np.any(keep) for keep in mask.values()) and selection.strip() != 'nothing':
+    raise UserError(f'config.train is {selection!r}, which matches no parameter. This network has'
+                    f' {_what_there_is(params)}. To train none of them say --config.train=nothing.')
+  return flax.traverse_util.unflatten_dict(mask, sep='/')
+
+
+def _mask_of_groups(selection, params, seed):
   groups = group_names(params)
-  there = ', '.join(f'{row.group} ({row.parameters:,})' for row in table(params) if row.tensors)
-  chosen = set()
+  shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
+  mask = dict.fromkeys(groups, False)
   for sign, term in _terms(selection):
-    if term not in GROUPS and term not in SETS:
+    number = re.fullmatch(r'random:([1-9]\d*)', term)
+    if number:
+      named = ('conv', 'shortcut')
+      chosen = {name: _random_weights(name, shapes[name], int(number[1]), seed)
+                for name, group in groups.items() if group in named and name.endswith('kernel')}
+    elif term in GROUPS or term in SETS:
+      named = SETS.get(term, (term,))
+      chosen = {name: True for name, group in groups.items() if group in named}
+    else:
       raise UserError(
           f'config.train is {selection!r}: {term!r} is no group. Allowed are, joined by + and -:'
-          f' {", ".join(GROUPS)}, {", ".join(SETS)}. Try --config.train=batchnorm+output.')
-    named = set(SETS.get(term, (term,)))
-    if named and not named & set(groups.values()):
-      raise UserError(f'config.train is {selection!r}: this network has no {term}. It has {there}.'
-                      f' Leave {term} out of --config.train.')
-    chosen = chosen | named if sign == '+' else chosen - named
-  mask = {name: group in chosen for name, group in groups.items()}
-  if not any(mask.values()) and selection.strip() != 'nothing':
-    raise UserError(f'config.train is {selection!r}, which matches no parameter. This network has'
-                    f' {there}. To train none of them say --config.train=nothing.')
-  return flax.traverse_util.unflatten_dict(mask, sep='/')
+          f' {", ".join(GROUPS)}, {", ".join(SETS)}, random:K with K = 1, 2, ...'
+          ' Try --config.train=batchnorm+output.')
+    if named and not chosen:
+      raise UserError(f'config.train is {selection!r}: this network has no {term}. It has'
+                      f' {_what_there_is(params)}. Leave {term} out of --config.train.')
+    for name, keep in chosen.items():
+      mask[name] = _simple(np.logical_or(mask[name], keep) if sign == '+'
+                           else np.logical_and(mask[name], np.logical_not(keep)))
+  return mask
+
+
+def _mask_of_rules(selection, params):
+  try:
+    rules = [(re.compile(expression), trains) for expression, trains in json.loads(selection)]
+    if not all(isinstance(trains, bool) for _, trains in rules):
+      raise ValueError('true or false is missing')
+  except (ValueError, TypeError, re.error) as error:
+    raise UserError(f'config.train is {selection!r}, no list of rules ({error}). Allowed is as'
+                    ' [["norm1/scale$", true], ["", false]].') from error
+  names = list(flatten(params))
+  first = {name: next((rule for rule in rules if rule[0].search(name)), None) for name in names}
+  for expression, _ in rules:
+    if not any(expression.search(name) for name in names):
+      raise UserError(f'config.train has the expression {expression.pattern!r}, found in no'
+                      f' parameter. There are {", ".join(names)}. Correct it or leave it out.')
+  for name, rule in first.items():
+    if rule is None:
+      raise UserError(f'config.train has no expression that is found in {name}. Add one, or end with'
+                      ' ["", false].')
+  return {name: rule[1] for name, rule in first.items()}
+
+
+def _random_weights(name, shape, number, seed):
+  """Chooses `number` weights, or all there are, of every output channel of each kernel of a stack."""
+  inputs = int(np.prod(shape[-4:-1]))
+  number = min(number, inputs)
+  draws = seeds.host_generator(seed, f'random/{name}').random((*shape[:-4], inputs, shape[-1]),
+                                                              np.float32)
+  chosen = np.zeros(draws.shape, bool)
+  index = np.argpartition(draws, number - 1, axis=-2)[..., :number, :]
+  np.put_along_axis(chosen, index, True, axis=-2)
+  return chosen.reshape(shape)
+
+
+def _simple(keep):
+  """A bool for an array that is all True or all False."""
+  return bool(keep.flat[0]) if keep.all() or not keep.any() else keep
+
+
+def _what_there_is(params):
+  return ', '.join(f'{row.group} ({row.parameters:,})' for row in table(params) if row.tensors)
 
 
 def _terms(selection):

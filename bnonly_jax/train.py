@@ -53,7 +53,7 @@ def build(config: ml_collections.ConfigDict) -> tuple[data.Info, nn.Module, dict
         f'config.batch_size is {config.batch_size}; {config.data.name} has {info.train_images}'
         ' training images, so allowed is at most that. Set --config.batch_size=...')
   network = models.create(config.network, info.classes,
-                          steps.AXIS if config.sync_batchnorm else None)
+                          sync_axis=steps.AXIS if config.sync_batchnorm else None)
   variables = models.initialise(network, info.image_shape, config.seed)
   mask = masks.make_mask(config.train, variables['params'])
   return info, network, variables, mask

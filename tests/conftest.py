@@ -64,7 +64,7 @@ def make_setup(selection: str = 'batchnorm', sync: bool = False, chosen: int = 0
   """Builds the ResNet-8 setup; `chosen` > 0 trains besides that many weights of the stem."""
   config = default_config().optimizer
   config.learning_rate = learning_rate
-  network = models.create('cifar_resnet8', 10, steps.AXIS if sync else None)
+  network = models.create('cifar_resnet8', 10, sync_axis=steps.AXIS if sync else None)
   variables = models.initialise(network, (8, 8, 1), 0)
   variables = jax.tree.map(np.float64, variables) if double else variables
   mask = masks.make_mask(selection, variables['params'])

@@ -6,28 +6,40 @@ import flax.linen as nn
 
 from bnonly_jax.config import UserError
 from bnonly_jax.models.cifar_resnet import CifarResNet
+from bnonly_jax.models.cifar_vgg import CifarVGG
+from bnonly_jax.models.cifar_vgg import GROUPS
+from bnonly_jax.models.imagenet_resnet import ImageNetResNet
+from bnonly_jax.models.imagenet_resnet import STAGES
 from bnonly_jax.models.initialise import initialise
 from bnonly_jax.models.initialise import variable_shapes
 
 __all__ = ['create', 'initialise', 'variable_shapes']
 
+_FAMILIES = (
+    'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866, ...)'
+    ' and K times 16 channels; imagenet_resnetN and imagenet_resnetNxK with N in'
+    f' {", ".join(map(str, STAGES))} and K times 64 channels; cifar_vggN with N in'
+    f' {", ".join(map(str, GROUPS))}')
 
-def create(name: str, classes: int, sync_axis: str | None = None) -> nn.Module:
+
+def create(name: str, classes: int, norm: str = 'batch', sync_axis: str | None = None) -> nn.Module:
   """Builds the network that a config names.
 
   Args:
-    name: cifar_resnetN or cifar_resnetNxK, with N = 6 D + 2 and the width K times 16.
+    name: cifar_resnetN[xK], imagenet_resnetN[xK] or cifar_vggN, N the depth, K the width factor.
     classes: number of logits.
+    norm: which norm, one of `norm.KINDS`.
     sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
 
   Raises:
     UserError: no network has this name.
   """
-  match = re.fullmatch(r'cifar_resnet(\d+)(?:x(\d+))?', name)
-  depth, factor = (int(match[1]), int(match[2] or 1)) if match else (0, 0)
-  if depth < 8 or depth % 6 != 2 or factor < 1:
-    raise UserError(
-        f'config.network is {name!r}; allowed are cifar_resnetN and cifar_resnetNxK, N = 6 D + 2'
-        ' (8, 14, 20, 32, 56, 110, 218, 434, 866, ...), K = 1, 2, ... times 16 channels.'
-        ' Try cifar_resnet14.')
-  return CifarResNet((depth - 2) // 6, 16 * factor, classes, sync_axis)
+  match = re.fullmatch(r'(cifar_resnet|imagenet_resnet|cifar_vgg)(\d+)(?:x([1-9]\d*))?', name)
+  family, depth, factor = (match[1], int(match[2]), int(match[3] or 1)) if match else ('', 0, 1)
+  if family == 'cifar_resnet' and depth >= 8 and depth % 6 == 2:
+    return CifarResNet((depth - 2) // 6, 16 * factor, classes, norm, sync_axis)
+  if family == 'imagenet_resnet' and depth in STAGES:
+    return ImageNetResNet(depth, 64 * factor, classes, norm, sync_axis)
+  if family == 'cifar_vgg' and depth in GROUPS and not match[3]:
+    return CifarVGG(depth, classes, norm, sync_axis)
+  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14.')

@@ -1,5 +1,6 @@
-"""BatchNorm, with the addition and the ReLU that follow it, saving only its own input."""
+"""Norms, each with the addition and the ReLU that follow it; BatchNorm saves only its own input."""
 
+from collections.abc import Callable
 import functools
 
 import flax.linen as nn
@@ -11,6 +12,19 @@ import jax.numpy as jnp
 # 0.9 of the old value at each step.
 EPSILON = 1e-5
 KEEP = 0.9
+
+
+KINDS = ('batch', 'group', 'layer', 'none')
+GROUP_SIZE = 8  # channels a group of GroupNorm
+
+
+def make_norm(kind: str, train: bool, sync_axis: str | None) -> Callable[[str], nn.Module]:
+  """Returns what makes a network's norms, given their names."""
+  if kind == 'batch':
+    return lambda name: BatchNorm(train, sync_axis, name=name)
+  if kind == 'none':
+    return lambda name: NoNorm(name=name)
+  return lambda name: GroupNorm(GROUP_SIZE if kind == 'group' else None, name=name)
 
 
 class BatchNorm(nn.Module):
@@ -46,6 +60,34 @@ class BatchNorm(nn.Module):
       running_mean.value = KEEP * running_mean.value + (1 - KEEP) * mean
       running_var.value = KEEP * running_var.value + (1 - KEEP) * unbiased
     return out
+
+
+class GroupNorm(nn.Module):
+  """GroupNorm (Wu and He 2018, arXiv 1803.08494): each image by itself, groups of channels.
+
+  Attributes:
+    group_size: channels a group; None is all of them, which is LayerNorm over [H, W, C].
+  """
+  group_size: int | None
+
+  @nn.compact
+  def __call__(self, y: jax.Array, residual: jax.Array | None = None,
+               relu: bool = True) -> jax.Array:
+    scale = self.param('scale', nn.initializers.uniform(1.0), y.shape[-1:])
+    bias = self.param('bias', nn.initializers.zeros, y.shape[-1:])
+    grouped = y.reshape(*y.shape[:3], -1, self.group_size or y.shape[-1])
+    mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
+    var = jnp.mean(jnp.square(grouped - mean), (1, 2, 4), keepdims=True)
+    normalised = ((grouped - mean) * lax.rsqrt(var + EPSILON)).reshape(y.shape)
+    return _finish(normalised * scale + bias, residual, relu)
+
+
+class NoNorm(nn.Module):
+  """The addition and the ReLU without a norm before them."""
+
+  def __call__(self, y: jax.Array, residual: jax.Array | None = None,
+               relu: bool = True) -> jax.Array:
+    return _finish(y, residual, relu)
 
 
 def _normalise(y, mean, inverse, scale, bias):

@@ -1,0 +1,40 @@
+"""VGG for CIFAR with norms and convolution biases, as open_lth's models/cifar_vgg.py has it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bnonly_jax.models import layers
+from bnonly_jax.models.norm import make_norm
+
+# Convolutions in each of the five groups between the max pools (Simonyan and Zisserman 2014).
+GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+
+
+class CifarVGG(nn.Module):
+  """3x3 convolutions of 64 to 512 channels, four max pools, 2x2 average pool, dense.
+
+  Attributes:
+    depth: a key of GROUPS.
+    classes: number of logits.
+    norm: which norm, one of `norm.KINDS`.
+    sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
+  """
+  depth: int
+  classes: int = 10
+  norm: str = 'batch'
+  sync_axis: str | None = None
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    """Maps normalised images [N, H, W, C] to logits [N, classes]; 32x32 end as 2x2."""
+    norm = make_norm(self.norm, train, self.sync_axis)
+    x, count = images, 0
+    for i, convolutions in enumerate(GROUPS[self.depth]):
+      if i:
+        x = nn.max_pool(x, (2, 2), (2, 2))
+      for _ in range(convolutions):
+        count += 1
+        x = layers.Conv(min(64 * 2 ** i, 512), bias=True, name=f'conv{count}')(x)
+        x = norm(f'norm{count}')(x)
+    return layers.Output(self.classes, name='output')(jnp.mean(x, (1, 2)))

@@ -1,0 +1,96 @@
+"""What the networks are made of: convolution, output layer, residual blocks, stages of equal blocks."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from bnonly_jax.models.conv import conv
+
+he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+Norm = Callable[[str], nn.Module]
+
+
+def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
+  """Returns PyTorch's default initialiser of a bias: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  bound = fan_in ** -0.5
+  return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+class Conv(nn.Module):
+  """A square convolution, padded as PyTorch pads it."""
+  features: int
+  size: int = 3
+  stride: int = 1
+  bias: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    y = conv(x, self.param('kernel', he_normal, shape), self.stride)
+    if self.bias:
+      y = y + self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
+    return y
+
+
+class Output(nn.Module):
+  """The last, dense layer."""
+  classes: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param('kernel', he_normal, (x.shape[-1], self.classes))
+    return x @ kernel + self.param('bias', torch_bias(x.shape[-1]), (self.classes,))
+
+
+class BasicBlock(nn.Module):
+  """conv-norm-ReLU-conv-norm, add, ReLU. Returns a pair, as a scan's body does."""
+  features: int
+  norm: Norm
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
+    y = self.norm('norm1')(Conv(self.features, 3, self.stride, name='conv1')(x))
+    y = Conv(self.features, name='conv2')(y)
+    return self.norm('norm2')(y, residual=shortcut(x, self.features, self.stride, self.norm)), None
+
+
+class Bottleneck(nn.Module):
+  """1x1, 3x3 (with the stride, as torchvision has it) and 1x1 to four times the channels."""
+  features: int
+  norm: Norm
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
+    y = self.norm('norm1')(Conv(self.features, 1, name='conv1')(x))
+    y = self.norm('norm2')(Conv(self.features, 3, self.stride, name='conv2')(y))
+    y = Conv(4 * self.features, 1, name='conv3')(y)
+    residual = shortcut(x, 4 * self.features, self.stride, self.norm)
+    return self.norm('norm3')(y, residual=residual), None
+
+
+def shortcut(x: jax.Array, features: int, stride: int, norm: Norm) -> jax.Array:
+  """The identity where the shape stays, else a 1x1 convolution and a norm of the calling block."""
+  if stride == 1 and x.shape[-1] == features:
+    return x
+  return norm('shortcut_norm')(Conv(features, 1, stride, name='shortcut_conv')(x), relu=False)
+
+
+def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, norm: Norm,
+          stride: int) -> jax.Array:
+  """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
+
+  The equal blocks are one block scanned over stacked parameters and statistics, so that the time to
+  compile does not grow with depth. Called from a compact method, whose module owns them.
+  """
+  expansion = 4 if block is Bottleneck else 1
+  if stride > 1 or x.shape[-1] != expansion * features:
+    x, _ = block(features, norm, stride, name=f'{name}_first')(x)
+    blocks -= 1
+  if blocks:
+    stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0},
+                      split_rngs={'params': True}, length=blocks)
+    x, _ = stacked(features, norm, name=f'{name}_stack')(x, None)
+  return x
