@@ -19,17 +19,31 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   # What trains: groups of parameters joined by + and -. The groups are batchnorm, gamma, beta,
-  # output, shortcut, conv (every convolution but the shortcuts'), all and nothing.
+  # output, shortcut, conv (every convolution but the shortcuts'), all, nothing, and random:K, which
+  # is K weights of every output channel of every convolution. Or a JSON list of rules,
+  # [["norm1/scale$", true], ["", false]]: the first expression found in a parameter's name counts.
   config.train = 'batchnorm'
-  # cifar_resnetN or cifar_resnetNxK: depth N = 6 D + 2, width K times 16.
+  # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
+  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19.
   config.network = 'cifar_resnet14'
-  # Initial values, order of the images and augmentation follow from the seed and from nothing else.
+  # What normalises: batch, group (8 channels a group), layer or none. In `train`, `batchnorm`,
+  # `gamma` and `beta` mean the scale and bias of whichever it is.
+  config.norm = 'batch'
+  # How weights start: he_normal, he_uniform, orthogonal, or binary (he_normal's sign times std).
+  config.weight_start = 'he_normal'
+  # How gamma and beta start: uniform (U[0,1) and 0), one_zero (1 and 0), one_one (1 and 1) or
+  # symmetric (U[-1,1) and 0).
+  config.norm_start = 'uniform'
+  # A PyTorch state dict to start from instead: a .npz, .safetensors, .pt or .pth file with the
+  # names of open_lth's networks or torchvision's ResNets.
+  config.init_from = ''
+  # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0
   # Passes over the training images.
   config.epochs = 160
   # Images in a training step, over all devices. What is left over at an epoch's end is dropped.
   config.batch_size = 128
-  # Images in an evaluation step, over all devices. Has no influence on the result.
+  # Images in an evaluation step, over all devices; rounded up to a multiple of them.
   config.eval_batch_size = 500
   # BatchNorm's statistics: of each device's own share of the batch, or of the whole batch.
   config.sync_batchnorm = False
@@ -44,26 +58,30 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.pad = 4
   # Augmentation: mirror left to right with probability 1/2.
   config.data.flip = True
-  # Subtracted from and divided into the pixels in [0, 1]: one number a channel.
+  # Subtracted from the pixels in [0, 1]: one number a channel, or one for all.
   config.data.mean = (0.485, 0.456, 0.406)
+  # Divides what is left: one number a channel, or one for all.
   config.data.std = (0.229, 0.224, 0.225)
 
   config.optimizer = ml_collections.ConfigDict()
   # SGD's, before warm-up and drops.
   config.optimizer.learning_rate = 0.1
+  # Share of the last step's direction that the next one keeps.
   config.optimizer.momentum = 0.9
   # L2, added to the gradient of every trained parameter, gamma and beta included.
   config.optimizer.weight_decay = 1e-4
-  # Fractions of the run after which the rate is multiplied by drop_factor (80, 120 of 160 epochs).
+  # Fractions of the run after which the rate drops: after 80 and 120 of 160 epochs.
   config.optimizer.drops = (0.5, 0.75)
+  # What a drop multiplies the rate by.
   config.optimizer.drop_factor = 0.1
   # Epochs of linear warm-up from 0, step by step.
   config.optimizer.warmup_epochs = 0.0
 
   # Steps between two lines of training metrics; a line is the mean over the steps since the last.
   config.log_every = 50
-  # Epochs between two evaluations, and between two checkpoints. The last epoch has both.
+  # Epochs between two evaluations; the last epoch ends with one.
   config.eval_every = 1
+  # Epochs between two checkpoints; the last epoch ends with one.
   config.checkpoint_every = 1
   # Checkpoints kept: the newest ones.
   config.checkpoint_keep = 2
@@ -108,7 +126,7 @@ def explain_flags(arguments: Sequence[str]) -> str:
 
 _POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every',
              'checkpoint_every', 'checkpoint_keep', 'data.std')
-_NOT_NEGATIVE = ('seed', 'data.pad', 'optimizer.learning_rate', 'optimizer.weight_decay',
+_NOT_NEGATIVE = ('data.pad', 'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs')
 
 
@@ -116,13 +134,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
   """Checks what the fields alone can tell.
 
   Raises:
-    UserError: a field is out of range.
+    UserError: a field is missing, of another type or out of range.
   """
+  defaults, given = flat(default_config()), flat(config)
+  if given.keys() != defaults.keys():
+    names = ', '.join(sorted(given.keys() ^ defaults.keys()))
+    raise UserError(f'the config has other fields than bnonly_jax.config.default_config(): {names}.'
+                    ' Start from default_config() and change its fields.')
+
   def require(field, allowed, rule):
     value = config
     for part in field.split('.'):
       value = value[part]
-    if not all(rule(v) for v in (value if isinstance(value, tuple) else (value,))):
+    values = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(v, int | float) and rule(v) for v in values):
       raise UserError(f'config.{field} is {value!r}; allowed is {allowed}.'
                       f' Set it with --config.{field}=...')
 
@@ -130,6 +155,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require(field, 'a number above 0', lambda v: v > 0)
   for field in _NOT_NEGATIVE:
     require(field, '0 or more', lambda v: v >= 0)
+  require('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
+  require('data.mean', 'numbers', lambda v: True)
   require('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
   require('optimizer.drops', 'fractions of the run, between 0 and 1', lambda v: 0 < v < 1)
   require('optimizer.drop_factor', 'a number above 0', lambda v: v > 0)

@@ -22,7 +22,7 @@ def gammas(params: dict) -> np.ndarray:
       if masks.group_of(name) == 'gamma'])
 
 
-def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> pathlib.Path:
+def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> None:
   """Draws training and test accuracy as metrics.jsonl has them."""
   lines = metrics.read(workdir)
   figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
@@ -34,23 +34,25 @@ def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> pathlib.Path:
   axes.set(xlabel='epoch', ylabel='accuracy', ylim=(0, 1), title=title)
   axes.grid(alpha=0.3)
   axes.legend()
-  return _save(figure, workdir / 'accuracy.png')
+  _save(figure, workdir / 'accuracy.png')
 
 
 def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
-                    title: str) -> pathlib.Path:
+                    title: str) -> None:
   """Draws the distribution of gamma before and after training."""
   figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  lost = np.sum(~np.isfinite(end))
+  end = end[np.isfinite(end)]
   bins = np.histogram_bin_edges(np.concatenate([start, end]), 60)
   axes.hist(start, bins, label='start', color=_GREY, alpha=0.6)
-  axes.hist(end, bins, label='end', color=_BLUE, histtype='step', linewidth=1.5)
+  axes.hist(end, bins, label=f'end ({lost} not finite)' if lost else 'end', color=_BLUE,
+            histtype='step', linewidth=1.5)
   axes.set(xlabel='gamma', ylabel='number of features', title=title)
   axes.grid(alpha=0.3)
   axes.legend()
-  return _save(figure, workdir / 'gamma.png')
+  _save(figure, workdir / 'gamma.png')
 
 
 def _save(figure, path):
   figure.savefig(path, dpi=120)
   plt.close(figure)
-  return path

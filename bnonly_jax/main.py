@@ -45,10 +45,14 @@ def parse_flags(arguments: list[str]) -> list[str]:
     if _CONFIG.value is not None:
       _CONFIG.value.lock()  # a file that could not be read shows itself here
   except Exception as error:  # a config file and ml_collections raise whatever they like
-    sys.exit(f'error: {explain_flags(arguments) or str(error).strip().splitlines()[-1]}')
+    text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
+    sys.exit(f'error: {explain_flags(arguments) or text.strip().splitlines()[-1].strip()}')
   if _CONFIG.value is None or not _WORKDIR.value:
     sys.exit('error: --config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
              ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
+  if rest[1:]:
+    sys.exit(f'error: {rest[1]!r} is no flag. Write --config.FIELD=VALUE, with the dashes, with the'
+             ' equals sign, and in quotes if there are blanks in it.')
   return rest
 
 

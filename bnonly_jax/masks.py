@@ -35,6 +35,13 @@ class GroupRow(NamedTuple):
   parameters: int
   trained: int
 
+  @property
+  def trains(self) -> str:
+    """'trains', 'frozen', the number that trains where it is a part, or '-' for an empty group."""
+    if not self.parameters:
+      return '-'
+    return {0: 'frozen', self.parameters: 'trains'}.get(self.trained, f'{self.trained:,} train')
+
 
 class Chosen(NamedTuple):
   """The frozen half of a tensor of which single weights train."""
@@ -136,13 +143,13 @@ def _mask_of_rules(selection, params):
                       f' parameter. There are {", ".join(names)}. Correct it or leave it out.')
   for name, rule in first.items():
     if rule is None:
-      raise UserError(f'config.train has no expression that is found in {name}. Add one, or end with'
-                      ' ["", false].')
+      raise UserError(f'config.train has no expression that is found in {name}. Add one, or end'
+                      ' with ["", false].')
   return {name: rule[1] for name, rule in first.items()}
 
 
 def _random_weights(name, shape, number, seed):
-  """Chooses `number` weights, or all there are, of every output channel of each kernel of a stack."""
+  """Chooses `number` weights, or all, of every output channel of a kernel or a stack of them."""
   inputs = int(np.prod(shape[-4:-1]))
   number = min(number, inputs)
   draws = seeds.host_generator(seed, f'random/{name}').random((*shape[:-4], inputs, shape[-1]),

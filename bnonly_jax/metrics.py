@@ -1,7 +1,9 @@
 """What a run tells people while it goes on: metrics.jsonl, TensorBoard events, the terminal."""
 
 import json
+import math
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -25,9 +27,8 @@ def print_table(rows: list[masks.GroupRow]) -> None:
     table.add_column(column, justify='left' if column in ('group', '') else 'right')
   total = sum(row.parameters for row in rows)
   for row in rows:
-    trains = {0: 'frozen', row.parameters: 'trains'}.get(row.trained, f'{row.trained:,} train')
-    table.add_row(row.group, f'{row.tensors:,}', f'{row.parameters:,}',
-                  trains if row.parameters else '-', f'{row.parameters / total:.2%}')
+    table.add_row(row.group, f'{row.tensors:,}', f'{row.parameters:,}', row.trains,
+                  f'{row.parameters / total:.2%}')
   trained = sum(row.trained for row in rows)
   table.add_section()
   table.add_row('all', f'{sum(row.tensors for row in rows):,}', f'{total:,}',
@@ -38,26 +39,30 @@ def print_table(rows: list[masks.GroupRow]) -> None:
 class Writer:
   """Appends scalars to workdir/metrics.jsonl and to TensorBoard events in workdir/tensorboard.
 
-  Lines after `start_step`, which a killed run may have left, go: they will be written again.
+  Lines after `start_step`, which a killed run may have left, go: they will be written again. The
+  events are written anew from the lines that stay. A number that is not finite becomes null.
   """
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
     path = workdir / 'metrics.jsonl'
-    kept = [line for line in read(workdir) if 0 < line['step'] <= start_step or
-            (start_step and line['step'] == 0)]
+    kept = [line for line in read(workdir) if start_step and line['step'] <= start_step]
+    shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
+    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
     draft = path.with_name(f'.{path.name}')
-    draft.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    with open(draft, 'w') as self._file:
+      for line in kept:
+        self.write(line.pop('step'), line)
     draft.replace(path)
     self._file = open(path, 'a')  # noqa: SIM115
-    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'),
-                                              purge_step=start_step + 1 if start_step else 0)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes one line at once: a killed process loses none of the lines before."""
-    self._file.write(json.dumps({'step': step, **scalars}) + '\n')
+    line = {'step': step, **{k: v if v is not None and math.isfinite(v) else None
+                             for k, v in scalars.items()}}
+    self._file.write(json.dumps(line) + '\n')
     self._file.flush()
     for name, value in scalars.items():
-      self._events.add_scalar(name.replace('_', '/', 1), value, step)
+      self._events.add_scalar(name.replace('_', '/', 1), math.nan if value is None else value, step)
 
   def close(self) -> None:
     self._file.close()

@@ -20,7 +20,10 @@ def schedule(config: ml_collections.ConfigDict, steps: int, steps_per_epoch: int
   Returns:
     A function from a step's number, counted from 0, to its learning rate.
   """
-  drops = {round(fraction * steps): config.drop_factor for fraction in config.drops}
+  drops = {}
+  for fraction in config.drops:
+    step = max(1, round(fraction * steps))
+    drops[step] = drops.get(step, 1.0) * config.drop_factor
   rate = optax.piecewise_constant_schedule(config.learning_rate, drops)
   warmup_steps = round(config.warmup_epochs * steps_per_epoch)
   if not warmup_steps:

@@ -38,7 +38,7 @@ def create_state(variables: dict[str, Any], mask: dict[str, Any],
                tx.init(trainable)), frozen
 
 
-def replicate(tree: Any, devices: int) -> Any:
+def place(tree: Any, devices: int) -> Any:
   """Puts a tree whole on the first `devices` devices, where the steps take it without a copy."""
   mesh = Mesh(jax.local_devices()[:devices], (AXIS,))
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
@@ -80,7 +80,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
       logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
       accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-      return loss, (accuracy, updated['batch_stats'])
+      return loss, (accuracy, updated.get('batch_stats', {}))
 
     (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
         state.trainable)

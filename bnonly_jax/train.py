@@ -6,6 +6,7 @@ import pathlib
 import platform
 import time
 from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,40 +24,57 @@ from bnonly_jax import steps
 from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
+from bnonly_jax.models import from_torch
 
 
-def build(config: ml_collections.ConfigDict) -> tuple[data.Info, nn.Module, dict, dict]:
-  """Builds what a config describes, compiling and writing nothing.
+class Plan(NamedTuple):
+  """What a config describes, before anything is drawn, compiled or written."""
+  info: data.Info
+  network: nn.Module
+  shapes: dict[str, Any]  # of the network's variables
+  mask: dict[str, Any]
 
-  Returns:
-    The data set's facts, the network, its variables at the start, and the mask of what trains.
+
+def plan(config: ml_collections.ConfigDict) -> Plan:
+  """Looks up and checks what a config describes.
 
   Raises:
     UserError: the config is not that of a run on this machine.
   """
   config_lib.validate(config)
-  devices = jax.local_device_count()
-  for field in ('batch_size', 'eval_batch_size'):
-    if config[field] % devices:
-      raise config_lib.UserError(f'config.{field} is {config[field]}; allowed are multiples of the'
-                                 f' {devices} devices. Set --config.{field}=...')
   info = data.find(config.data.name, config.data.dir)
-  channels = info.image_shape[-1]
+  channels, devices = info.image_shape[-1], jax.local_device_count()
+
+  def require(field, allowed, holds):
+    if not holds:
+      raise config_lib.UserError(f'config.{field} is {config_lib.flat(config)[field]!r}; allowed is'
+                                 f' {allowed}. Set --config.{field}=...')
+
+  require('batch_size', f'a multiple of the {devices} devices', config.batch_size % devices == 0)
+  require('batch_size', f'up to the {info.train_images} training images of {config.data.name}',
+          config.batch_size <= info.train_images)
   for field in ('mean', 'std'):
-    if len(config.data[field]) not in (1, channels):
-      raise config_lib.UserError(
-          f'config.data.{field} is {config.data[field]}; {config.data.name} has {channels}'
-          f' channel(s), so allowed are {" or ".join(map(str, sorted({1, channels})))} number(s).'
-          f' Set --config.data.{field}=...')
-  if info.train_images < config.batch_size:
-    raise config_lib.UserError(
-        f'config.batch_size is {config.batch_size}; {config.data.name} has {info.train_images}'
-        ' training images, so allowed is at most that. Set --config.batch_size=...')
-  network = models.create(config.network, info.classes,
-                          sync_axis=steps.AXIS if config.sync_batchnorm else None)
-  variables = models.initialise(network, info.image_shape, config.seed)
-  mask = masks.make_mask(config.train, variables['params'])
-  return info, network, variables, mask
+    require(f'data.{field}', f'one number or one for each of the {channels} channel(s)',
+            len(config.data[field]) in (1, channels))
+  for field, choices in (('norm', models.NORMS), ('weight_start', models.WEIGHT_STARTS),
+                         ('norm_start', models.NORM_STARTS)):
+    require(field, ', '.join(choices), config[field] in choices)
+  network = models.create(config.network, info.classes, config.norm,
+                          steps.AXIS if config.sync_batchnorm else None)
+  shapes = models.variable_shapes(network, info.image_shape)
+  return Plan(info, network, shapes, masks.make_mask(config.train, shapes['params'], config.seed))
+
+
+def draw_variables(config: ml_collections.ConfigDict, planned: Plan) -> dict[str, Any]:
+  """Returns the variables that a run starts from: drawn, or read from config.init_from.
+
+  Raises:
+    UserError: config.init_from cannot be read or does not fit the network.
+  """
+  if config.init_from:
+    return from_torch.convert(from_torch.read(config.init_from), planned.network, planned.shapes)
+  return models.initialise(planned.network, planned.info.image_shape, config.seed,
+                           config.weight_start, config.norm_start)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict,
@@ -71,24 +89,33 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
     What workdir/result.json holds; see the README.
 
   Raises:
-    UserError: the config or the workdir does not allow the run. Nothing has been written then.
+    UserError: the config or the workdir does not allow the run. Nothing has been written into the
+      workdir then.
   """
   # 1. All that can be wrong is found before anything is written or compiled.
   workdir = pathlib.Path(workdir).expanduser().absolute()
-  info, network, variables, mask = build(config)
+  planned = plan(config)
+  info, network, _, mask = planned
   devices = jax.local_device_count()
-  workdir_lib.check(workdir, config)
+  facts = {**config_lib.flat(config), 'data.version': info.path.name,
+           'devices': 'any' if config.sync_batchnorm else devices}
+  workdir_lib.check(workdir, facts)
   if (workdir / 'result.json').exists():
     result = workdir_lib.read_json(workdir / 'result.json')
     metrics.console.print(f'{workdir} holds this run, finished.')
     report(result, workdir)
     return result
+  variables = draw_variables(config, planned)
+  if config.data.name == 'digits':
+    prepare.prepare('digits', config.data.dir)
 
   # 2. The run becomes the workdir's, and says what trains.
   table = masks.table(variables['params'], mask)
+  total = sum(row.parameters for row in table)
   workdir.mkdir(parents=True, exist_ok=True)
-  workdir_lib.write_json(workdir / 'config.json', config_lib.flat(config))
-  workdir_lib.write_json(workdir / 'parameters.json', [row._asdict() for row in table])
+  workdir_lib.write_json(workdir / 'config.json', facts)
+  workdir_lib.write_json(workdir / 'parameters.json', [
+      {**row._asdict(), 'trains': row.trains, 'share': row.parameters / total} for row in table])
   metrics.console.print(f'{config.network} on {config.data.name}: training {config.train}, seed'
                         f' {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
   metrics.print_table(table)
@@ -106,21 +133,20 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
     state = checkpoint.restore(checkpointer, state)
     metrics.console.print(f'going on after step {start_step} of {total_steps}')
   frozen = checkpoint.keep_frozen(workdir, frozen)
-  state, frozen = steps.replicate((state, frozen), devices)
+  state, frozen = steps.place((state, frozen), devices)
 
-  if config.data.name == 'digits':
-    prepare.prepare('digits', config.data.dir)
   train_set, test_set = data.load(info.path)
   train_set = train_set._replace(images=augment.pad_images(train_set.images, config.data.pad))
-  train_set, test_set = steps.replicate((train_set, test_set), devices)
+  train_set, test_set = steps.place((train_set, test_set), devices)
   normalise = augment.normaliser(config.data.mean, config.data.std)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
                                 config.data.flip, normalise)
   eval_step = steps.eval_step(network, normalise)
+  eval_batch_size = -(-config.eval_batch_size // devices) * devices
 
   def evaluate(state):
     sums = [eval_step(state, frozen, test_set, [x.reshape(devices, -1) for x in batch])
-            for batch in data.eval_batches(info.test_images, config.eval_batch_size)]
+            for batch in data.eval_batches(info.test_images, eval_batch_size)]
     loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
     return {'test_loss': loss / count, 'test_accuracy': correct / count}
 
@@ -168,7 +194,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
       'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
       'network': config.network,
       'train': config.train,
-      'parameters': sum(row.parameters for row in table),
+      'parameters': total,
       'trained_parameters': sum(row.trained for row in table),
       'data': config.data.name,
       'train_images': info.train_images,

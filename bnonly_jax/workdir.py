@@ -5,23 +5,33 @@ import os
 import pathlib
 from typing import Any
 
-import ml_collections
-
+from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 
+# Fields without influence on a run's state: where data lies, and what is kept of the run.
+FREE = ('data.dir', 'eval_batch_size', 'checkpoint_every', 'checkpoint_keep')
 
-def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Checks that a folder is new, empty, or holds a run with this very config. Writes nothing.
+
+def check(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
+  """Checks that a folder can be the run's: new, empty, or of a run with equal facts.
+
+  Args:
+    workdir: the folder.
+    facts: the config's fields by dotted name, and what else the run depends on, as JSON holds it.
+      The fields in FREE may differ; one that an older run lacks had its default.
 
   Raises:
     UserError: it holds anything else.
   """
-  if not workdir.exists():
+  exists = next(path for path in (workdir, *workdir.parents) if path.exists())
+  if not exists.is_dir():
+    raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
+                    ' same run. Choose another --workdir.')
+  if not os.access(exists, os.W_OK | os.X_OK):
+    raise UserError(f'--workdir={workdir}: {exists} cannot be written. Choose another --workdir.')
+  if exists != workdir:
     return
-  if not workdir.is_dir():
-    raise UserError(f'--workdir={workdir} is a file; allowed is a folder, new or of the same run.'
-                    ' Choose another --workdir.')
   path = workdir / 'config.json'
   if not path.exists():
     foreign = sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.'))
@@ -30,9 +40,14 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
                       ' allowed is a folder that is new, empty or of the same run. Choose another'
                       ' --workdir.')
     return
-  there, here = json.loads(path.read_text()), flat(config)
-  differ = [f'{name} = {there.get(name)!r} there and {here.get(name)!r} here'
-            for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+  try:
+    there = {**flat(default_config()), **read_json(path)}
+  except (ValueError, TypeError) as error:
+    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
+                    ' another --workdir.') from error
+  differ = [f'{name} = {there.get(name)!r} there and {facts.get(name)!r} here'
+            for name in sorted(there.keys() | facts.keys())
+            if name not in FREE and there.get(name) != facts.get(name)]
   if differ:
     raise UserError(f'--workdir={workdir} holds another experiment: {"; ".join(differ)}.'
                     ' Choose another --workdir, or give the same config to go on with that run.')

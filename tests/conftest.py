@@ -38,15 +38,15 @@ class Setup(NamedTuple):
   eval_step: Any
 
   def run(self, number, devices, state=None):
-    """Trains, and returns the state and the metrics of each step."""
-    state, frozen, train_set = steps.replicate(
+    """Trains, and returns state and frozen half off the device, and the metrics of each step."""
+    state, frozen, train_set = steps.place(
         (self.state if state is None else state, self.frozen, self.train_set), devices)
     history, order = [], {}
     for step in range(int(state.step), int(state.step) + number):
       index = data.train_indices(0, step, len(self.train_set.labels), BATCH, order)
       state, metrics = self.train_step(state, frozen, train_set, index.reshape(devices, -1))
       history.append(jax.device_get(metrics))
-    return jax.device_get(state), history
+    return jax.device_get(state), jax.device_get(frozen), history
 
 
 @functools.cache
@@ -60,10 +60,10 @@ def pattern_images() -> data.Images:
 
 @functools.cache
 def make_setup(selection: str = 'batchnorm', sync: bool = False, chosen: int = 0,
-               double: bool = False, learning_rate: float = 0.1) -> Setup:
+               double: bool = False, **optimizer_fields: float) -> Setup:
   """Builds the ResNet-8 setup; `chosen` > 0 trains besides that many weights of the stem."""
   config = default_config().optimizer
-  config.learning_rate = learning_rate
+  config.update(optimizer_fields)
   network = models.create('cifar_resnet8', 10, sync_axis=steps.AXIS if sync else None)
   variables = models.initialise(network, (8, 8, 1), 0)
   variables = jax.tree.map(np.float64, variables) if double else variables

@@ -19,14 +19,15 @@ def test_a_typo_fails():
 def test_every_field_is_explained():
   lines = config_lib.describe().splitlines()
   for field in config_lib.flat(config_lib.default_config()):
-    assert any(line.startswith(f'  --config.{field}=') for line in lines), field
-  assert lines[0].startswith('  # ')
+    (place,) = [i for i, line in enumerate(lines) if line.startswith(f'  --config.{field}=')]
+    assert lines[place - 1].startswith('  # '), field
 
 
 @pytest.mark.parametrize('field, value', [
     ('epochs', 0), ('batch_size', -1), ('seed', -1), ('data.pad', -1), ('data.std', (0.1, 0.0)),
     ('optimizer.momentum', 1.0), ('optimizer.drops', (0.5, 1.5)), ('optimizer.drop_factor', 0.0),
-    ('optimizer.warmup_epochs', 161.0), ('checkpoint_keep', 0)])
+    ('optimizer.warmup_epochs', 161.0), ('checkpoint_keep', 0), ('seed', 2**31),
+    ('optimizer.drops', ('a',))])
 def test_a_value_out_of_range_is_named_with_what_is_allowed(field, value):
   config = config_lib.default_config()
   config.update_from_flattened_dict({field: value})
@@ -42,3 +43,12 @@ def test_a_misspelt_flag_gets_a_suggestion():
   message = config_lib.explain_flags(['main', '--config.optimizer.learning_rat=1'])
   assert 'Did you mean --config.optimizer.learning_rate?' in message
   assert config_lib.explain_flags(['main', '--config.seed=1']) == ''
+
+
+def test_a_config_of_other_fields_is_an_error():
+  config = config_lib.default_config()
+  with config.unlocked():
+    del config.data.pad
+    config.more = 1
+  with pytest.raises(config_lib.UserError, match='data.pad, more. Start from default_config'):
+    config_lib.validate(config)

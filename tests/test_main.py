@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from bnonly_jax import metrics
@@ -41,19 +40,22 @@ def digits(data_dir, workdir, *more, config='configs/digits.py:resnet8'):
     ('--config.train=batchnrom', "'batchnrom' is no group. Allowed are"),
     ('--config.data.name=cifar10', 'data.prepare --dataset=cifar10'),
     ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    ('config.epochs=3', "'config.epochs=3' is no flag"),
     ('--workdir=', '--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed'),
 ])
 def test_a_mistake_is_one_line_fast_and_writes_nothing(data_dir, tmp_path, more, message):
-  config = {} if more.startswith('--') else {'config': more}
+  config = {'config': more} if more.startswith('configs/') else {}
   arguments = digits(data_dir, tmp_path / 'run', *([] if config else [more]), **config)
-  start = time.perf_counter()
-  done = call(*arguments)
-  seconds = time.perf_counter() - start
+  seconds = []
+  while not seconds or (seconds[-1] > 5 and len(seconds) < 3):  # a busy machine gets two more tries
+    start = time.perf_counter()
+    done = call(*arguments)
+    seconds.append(time.perf_counter() - start)
   assert done.returncode not in (0, None) and done.stdout == ''
   (line,) = done.stderr.strip().splitlines()
   assert line.startswith('error: ') and message in line
   assert list(tmp_path.iterdir()) == []
-  assert seconds < 5
+  assert min(seconds) < 5
 
 
 def test_help_explains_every_flag_and_field():
@@ -76,6 +78,56 @@ def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir
   assert first.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
 
 
+DIE = '''
+import os
+from absl import app
+from bnonly_jax import checkpoint, main, train, workdir
+real_save, real_write = checkpoint.save, workdir.write_json
+def save(checkpointer, step, state):
+  real_save(checkpointer, step, state)
+  if step == {after_save}:
+    os._exit(9)
+def write_json(path, value):
+  if path.name == {before_writing!r}:
+    os._exit(9)
+  real_write(path, value)
+checkpoint.save, workdir.write_json = save, write_json
+app.run(main.main, flags_parser=main.parse_flags)
+'''
+
+
+@pytest.mark.parametrize('after_save, before_writing', [
+    (11, ''), (22, ''), (0, 'parameters.json'), (0, 'result.json')])
+def test_a_process_that_dies_loses_nothing(data_dir, tmp_path, whole, after_save, before_writing):
+  arguments = digits(data_dir, tmp_path / 'run')
+  code = DIE.format(after_save=after_save, before_writing=before_writing)
+  died = subprocess.run([sys.executable, '-c', code, *arguments], cwd=ROOT, env=environment(),
+                        capture_output=True, text=True, check=False)
+  assert died.returncode == 9, died.stderr
+  assert call(*arguments).returncode == 0
+  assert same_run(tmp_path / 'run', whole)
+
+
+@pytest.fixture(scope='module')
+def whole(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  assert call(*digits(data_dir, workdir)).returncode == 0
+  return workdir
+
+
+def same_run(one, other):
+  """Whether two workdirs hold equal metrics and results, times aside."""
+  def lines(workdir):
+    return [{k: v for k, v in line.items() if not k.startswith('time_')}
+            for line in metrics.read(workdir)]
+
+  def result(workdir):
+    values = json.loads((workdir / 'result.json').read_text())
+    return {k: v for k, v in values.items() if k not in ('seconds', 'finished')}
+
+  return lines(one) == lines(other) and result(one) == result(other)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(data_dir, tmp_path):
   arguments = digits(data_dir, tmp_path / 'whole', '--config.epochs=20')
@@ -92,13 +144,4 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(data_dir, tmp_pa
       kills += 1
     process.wait()
   assert call(*killed).returncode == 0 and kills > 2
-  drop = lambda line: {k: v for k, v in line.items() if not k.startswith('time_')}
-  whole, pieces = ([drop(line) for line in metrics.read(tmp_path / name)]
-                   for name in ('whole', 'killed'))
-  assert whole == pieces
-  results = [json.loads((tmp_path / name / 'result.json').read_text())
-             for name in ('whole', 'killed')]
-  for result in results:
-    del result['seconds'], result['finished']
-  assert results[0] == results[1]
-  assert np.isfinite(results[0]['test_loss'])
+  assert same_run(tmp_path / 'whole', tmp_path / 'killed')

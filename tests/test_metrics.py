@@ -1,4 +1,4 @@
-import json
+import math
 
 import numpy as np
 from tensorboardX.proto import event_pb2
@@ -47,14 +47,38 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
   writer.write(7, {'test_accuracy': 0.25})
   writer.close()
-  (path,) = (tmp_path / 'tensorboard').glob('events.*')
+  assert events(tmp_path) == {('test/accuracy', 7): 0.25}
+
+
+def test_tensorboard_has_all_lines_after_a_kill_too(tmp_path):
+  killed = metrics.Writer(tmp_path, 0)
+  for step in (1, 2, 3):
+    killed.write(step, {'test_accuracy': step / 4})
+  # Never closed: what its buffer holds of the events is lost.
+  writer = metrics.Writer(tmp_path, 2)
+  writer.write(3, {'test_accuracy': 0.5})
+  writer.close()
+  assert events(tmp_path) == {('test/accuracy', 1): 0.25, ('test/accuracy', 2): 0.5,
+                              ('test/accuracy', 3): 0.5}
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  writer.write(1, {'train_loss': math.nan, 'test_loss': math.inf})
+  writer.close()
+  metrics.Writer(tmp_path, 1).close()
+  assert metrics.read(tmp_path) == [{'step': 1, 'train_loss': None, 'test_loss': None}]
+
+
+def events(workdir):
+  (path,) = (workdir / 'tensorboard').glob('events.*')
   content, found = path.read_bytes(), {}
   while content:  # records of length (8 bytes), checksum (4), event, checksum (4)
     length = int.from_bytes(content[:8], 'little')
     event = event_pb2.Event.FromString(content[12:12 + length])
     found.update({(value.tag, event.step): value.simple_value for value in event.summary.value})
     content = content[16 + length:]
-  assert found == {('test/accuracy', 7): 0.25}
+  return found
 
 
 def test_the_table_says_what_trains(capsys):
@@ -66,4 +90,3 @@ def test_the_table_says_what_trains(capsys):
   assert rows['conv'] == ['3', '60', 'frozen', '60.00%']
   assert rows['output'] == ['2', '10', '4', 'train', '10.00%']
   assert rows['all'] == ['7', '100', '34', 'train', '34.00%']
-  assert json.dumps(masks.GroupRow('gamma', 2, 30, 30)._asdict())

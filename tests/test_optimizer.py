@@ -13,6 +13,13 @@ def test_the_rate_drops_after_half_and_three_quarters_of_the_run():
                              rtol=1e-6)
 
 
+def test_equal_drops_add_up_and_the_first_step_has_the_rate_itself():
+  config = default_config().optimizer
+  config.drops = (0.5, 0.5)
+  np.testing.assert_allclose([optimizer.schedule(config, 10, 5)(s) for s in (4, 5)], [0.1, 0.001])
+  assert optimizer.schedule(config, 1, 1)(0) == 0.1
+
+
 def test_warm_up_is_linear_in_steps():
   config = default_config().optimizer
   config.warmup_epochs = 5.0

@@ -2,10 +2,12 @@ import json
 
 import jax
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 import pytest
 
 from bnonly_jax import checkpoint
 from bnonly_jax import data
+from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import train
 from bnonly_jax.config import default_config
@@ -48,6 +50,8 @@ def test_the_workdir_holds_all_of_the_run(run):
   rows = {row['group']: row for row in json.loads((workdir / 'parameters.json').read_text())}
   assert rows['gamma']['trained'] == rows['gamma']['parameters'] == 336
   assert rows['conv']['trained'] == 0 < rows['conv']['parameters']
+  assert (rows['gamma']['trains'], rows['conv']['trains']) == ('trains', 'frozen')
+  assert sum(row['share'] for row in rows.values()) == pytest.approx(1)
   for plot in ('accuracy.png', 'gamma.png'):
     assert (workdir / plot).read_bytes().startswith(b'\x89PNG')
 
@@ -72,6 +76,8 @@ def test_the_metrics_are_all_there(run):
       (10, True)]
   for name in ('loss', 'accuracy', 'learning_rate', 'gradient_norm'):
     assert all(np.isfinite(line[f'train_{name}']) for line in lines if 'test_loss' not in line)
+  # All but the first step count for the speed, and evaluations do not.
+  assert sum(line.get('time_images_per_second', 0) > 0 for line in lines) == 6
   rates = [line['train_learning_rate'] for line in lines if 'test_loss' not in line]
   np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.01, 0.0055, 0.001], rtol=1e-6)
   assert lines[-1]['test_accuracy'] == result['test_accuracy']
@@ -113,6 +119,18 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path,
     np.testing.assert_array_equal(a, b)
 
 
+def test_the_frozen_half_on_disk_is_the_start(run, data_dir):
+  workdir, _ = run
+  planned = train.plan(tiny_config(data_dir))
+  variables = train.draw_variables(tiny_config(data_dir), planned)
+  start = masks.flatten(masks.partition(variables['params'], planned.mask)[1])
+  kept = masks.flatten(ocp.load(workdir / 'frozen'))
+  assert sum(value is not None for value in start.values()) == 11
+  for name, value in start.items():
+    if value is not None:
+      np.testing.assert_array_equal(kept[name], value, err_msg=name)
+
+
 def test_it_learns(data_dir, tmp_path):
   # Ten classes: an untrained network guesses. Four devices, so each normalises by 16 images.
   config = tiny_config(data_dir, epochs=12, batch_size=64, sync_batchnorm=True,
@@ -126,10 +144,14 @@ def test_it_learns(data_dir, tmp_path):
     ({'train': 'batchnorm+bias'}, "'bias' is no group"),
     ({'train': 'gamma-gamma'}, 'matches no parameter'),
     ({'data.name': 'cifar10'}, "config.data.name is 'cifar10', which is not prepared"),
-    ({'data.mean': (0.1, 0.2, 0.3)}, 'config.data.mean .* has 1 channel'),
-    ({'batch_size': 1440}, 'config.batch_size is 1440; digits has 1437'),
-    ({'batch_size': 30}, 'multiples of the 4 devices'),
+    ({'data.mean': (0.1, 0.2, 0.3)}, 'config.data.mean .* one for each of the 1 channel'),
+    ({'batch_size': 1440}, 'config.batch_size is 1440; .* 1437 training images of digits'),
+    ({'batch_size': 30}, 'a multiple of the 4 devices'),
     ({'epochs': 0}, 'config.epochs is 0'),
+    ({'norm': 'instance'}, "config.norm is 'instance'; allowed is batch, group, layer, none"),
+    ({'weight_start': 'zero'}, "config.weight_start is 'zero'; allowed is he_normal, he_uniform"),
+    ({'norm_start': '1,1'}, "config.norm_start is '1,1'; allowed is uniform, one_zero, one_one"),
+    ({'init_from': 'no.npz'}, "config.init_from is 'no.npz', and there is no such file"),
 ])
 def test_a_mistake_is_told_before_anything_is_written(data_dir, tmp_path, fields, message):
   with pytest.raises(UserError, match=message):
@@ -148,4 +170,32 @@ def test_a_workdir_of_another_experiment_is_refused_and_untouched(run, data_dir,
     train.train_and_evaluate(tiny_config(data_dir), tmp_path)
   with pytest.raises(UserError, match='is a file'):
     train.train_and_evaluate(tiny_config(data_dir), tmp_path / 'thesis.tex')
+  with pytest.raises(UserError, match='thesis.tex is a file'):
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path / 'thesis.tex' / 'run')
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+
+@pytest.mark.parametrize('content', ['{"name": "eslint"}', '[1]', 'no json', ''])
+def test_a_config_json_of_others_is_refused(data_dir, tmp_path, content):
+  (tmp_path / 'config.json').write_text(content)
+  with pytest.raises(UserError, match='another experiment|not that of a run'):
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+  assert (tmp_path / 'config.json').read_text() == content
+
+
+def test_a_run_goes_on_where_its_data_moved_but_not_on_other_devices(run, data_dir):
+  workdir, result = run
+  elsewhere = data_dir / '..' / data_dir.name
+  assert train.train_and_evaluate(tiny_config(elsewhere, checkpoint_keep=7), workdir) == result
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match='devices = 4 there'):
+    patch.setattr(jax, 'local_device_count', lambda: 2)
+    train.train_and_evaluate(tiny_config(data_dir), workdir)
+
+
+def test_a_diverged_run_ends_and_says_so(data_dir, tmp_path):
+  config = tiny_config(data_dir, epochs=1)
+  config.optimizer.learning_rate = 1e30
+  train.train_and_evaluate(config, tmp_path)
+  lines = metrics.read(tmp_path)
+  assert lines[-2]['train_loss'] is None and lines[-1]['test_loss'] is None
+  assert json.loads((tmp_path / 'result.json').read_text())['test_loss'] is None

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,14 @@ def directory(data_dir: str) -> pathlib.Path:
   return pathlib.Path(data_dir or default).expanduser()
 
 
+def versions(name: str, root: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of the prepared versions of a data set, or with '**' of all data sets."""
+  if name != '**' and not re.fullmatch(r'\w[\w-]*(/\w[\w.+-]*)?', name):
+    return []
+  return [path.parent for path in root.glob(f'{name}/*/dataset_info.json')
+          if re.fullmatch(r'\d+\.\d+\.\d+', path.parent.name)]
+
+
 def find(name: str, data_dir: str) -> Info:
   """Looks up a prepared data set, touching neither network nor TensorFlow.
 
@@ -46,16 +55,14 @@ def find(name: str, data_dir: str) -> Info:
   remedy = f'Prepare it: python -m bnonly_jax.data.prepare --dataset={name}'
   if data_dir:
     remedy += f' --data_dir={data_dir}'
-  if name == 'digits':
-    return digits_info(root)
-  found = list(root.glob(f'{name}/*/dataset_info.json')) if name and '..' not in name else []
+  if name == 'digits':  # prepares itself when a run starts
+    return Info(root / 'digits' / '1.0.0', (8, 8, 1), 10, 1437, 360)
+  found = versions(name, root)
   if not found:
-    prepared = sorted({p.parent.parent.relative_to(root).as_posix()
-                       for p in [*root.glob('*/*/dataset_info.json'),
-                                 *root.glob('*/*/*/dataset_info.json')]})
+    prepared = sorted({path.parent.relative_to(root).as_posix() for path in versions('**', root)})
     raise UserError(f'config.data.name is {name!r}, which is not prepared in {root}; there is:'
                     f' {", ".join(prepared) or "none"}. {remedy}')
-  path = max(found, key=lambda p: [int(n) for n in p.parent.name.split('.') if n.isdigit()]).parent
+  path = max(found, key=lambda p: [int(n) for n in p.name.split('.')])
   file_format = json.loads((path / 'dataset_info.json').read_text()).get('fileFormat', 'tfrecord')
   if file_format != 'array_record':
     raise UserError(f'config.data.name is {name!r}, prepared in {path} as {file_format}; allowed is'
@@ -74,11 +81,6 @@ def find(name: str, data_dir: str) -> Info:
                     ' validation. Choose another data set.')
   return Info(path, shape, info.features['label'].num_classes, info.splits['train'].num_examples,
               info.splits[test].num_examples)
-
-
-def digits_info(root: pathlib.Path) -> Info:
-  """Returns what `find` says of the embedded data set, which prepares itself when a run starts."""
-  return Info(root / 'digits' / '1.0.0', (8, 8, 1), 10, 1437, 360)
 
 
 def _test_split(info):

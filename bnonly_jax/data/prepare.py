@@ -6,6 +6,7 @@ folder --source if they lie there under their official names; this needs TensorF
 """
 
 import importlib.util
+import pathlib
 import sys
 
 from absl import app
@@ -28,7 +29,7 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
       needed and missing, or TFDS knows no such name.
   """
   root = data.directory(data_dir)
-  if any(root.glob(f'{name}/*/dataset_info.json')):
+  if data.versions(name, root):
     return data.find(name, data_dir)
   kwargs = {'data_dir': root, 'file_format': 'array_record'}
   if name == 'cifar10_jpeg' and not source:
@@ -38,7 +39,12 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
   if name == 'digits':
     from bnonly_jax.data.digits import Digits
     tfds.disable_progress_bar()
-    Digits(**kwargs).download_and_prepare()
+    try:
+      Digits(**kwargs).download_and_prepare()
+    except OSError as error:
+      if not data.versions(name, root):  # else another run was faster
+        raise UserError(f'{root} cannot hold the data set digits ({error}). Name another'
+                        ' folder with --config.data.dir=...') from error
   elif name == 'cifar10_jpeg':
     from bnonly_jax.data.cifar10_jpeg import Cifar10Jpeg
     Cifar10Jpeg(source=source, **kwargs).download_and_prepare()
@@ -50,16 +56,22 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
     if importlib.util.find_spec('tensorflow') is None:
       raise UserError(f'--dataset is {name!r}, whose preparation needs TensorFlow once (training'
                       " does not). Install it: pip install -e '.[prepare]'")
+    if source and not pathlib.Path(source).is_dir():
+      raise UserError(f'--source is {source!r}; allowed is a folder that holds the official'
+                      ' archives under their own names.')
     try:
-      tfds.builder(name, **kwargs).download_and_prepare(
-          download_config=tfds.download.DownloadConfig(manual_dir=source or None))
-    except NonMatchingChecksumError as error:
-      raise UserError(f'--source is {source!r}: {" ".join(str(error).split())} Get the official'
-                      ' archive again.') from error
+      download = tfds.download.DownloadConfig(manual_dir=source or None, try_download_gcs=False)
+      tfds.builder(name, **kwargs).download_and_prepare(download_config=download)
+    except (OSError, AssertionError, NonMatchingChecksumError) as error:
+      raise UserError(f'{name} cannot be prepared from {source or "the network"}:'
+                      f' {" ".join(str(error).split())} Put the official archives into a folder'
+                      ' and give it as --source.') from error
   return data.find(name, data_dir)
 
 
-def main(_) -> None:
+def main(arguments: list[str]) -> None:
+  if arguments[1:]:
+    sys.exit(f'error: {arguments[1]!r} is no flag. Allowed are --dataset, --source and --data_dir.')
   try:
     info = prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value)
   except UserError as error:

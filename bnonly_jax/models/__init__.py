@@ -11,13 +11,16 @@ from bnonly_jax.models.cifar_vgg import GROUPS
 from bnonly_jax.models.imagenet_resnet import ImageNetResNet
 from bnonly_jax.models.imagenet_resnet import STAGES
 from bnonly_jax.models.initialise import initialise
+from bnonly_jax.models.initialise import NORM_STARTS
 from bnonly_jax.models.initialise import variable_shapes
+from bnonly_jax.models.initialise import WEIGHT_STARTS
+from bnonly_jax.models.norm import KINDS as NORMS
 
-__all__ = ['create', 'initialise', 'variable_shapes']
+__all__ = ['create', 'initialise', 'NORM_STARTS', 'NORMS', 'variable_shapes', 'WEIGHT_STARTS']
 
 _FAMILIES = (
-    'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866, ...)'
-    ' and K times 16 channels; imagenet_resnetN and imagenet_resnetNxK with N in'
+    'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'
+    ' ...) and K times 16 channels; imagenet_resnetN and imagenet_resnetNxK with N in'
     f' {", ".join(map(str, STAGES))} and K times 64 channels; cifar_vggN with N in'
     f' {", ".join(map(str, GROUPS))}')
 

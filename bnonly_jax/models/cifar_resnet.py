@@ -13,8 +13,8 @@ class CifarResNet(nn.Module):
 
   Attributes:
     blocks: D, the number of basic blocks in a stage.
-    width: W, the channels of the first stage; 16 in the paper's family of depths. The stages have W,
-      2W and 4W, the second and third begin with stride 2.
+    width: W, 16 in the paper's family of depths. The stages have W, 2W and 4W channels, the second
+      and third begin with stride 2.
     classes: number of logits.
     norm: which norm, one of `norm.KINDS`.
     sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
@@ -31,6 +31,6 @@ class CifarResNet(nn.Module):
     norm = make_norm(self.norm, train, self.sync_axis)
     x = norm('stem_norm')(layers.Conv(self.width, name='stem_conv')(images))
     for i in range(3):
-      x = layers.stage(x, f'stage{i + 1}', layers.BasicBlock, self.blocks, self.width * 2 ** i, norm,
-                       stride=2 if i else 1)
+      x = layers.stage(x, f'stage{i + 1}', layers.BasicBlock, self.blocks, self.width * 2 ** i,
+                       norm, stride=2 if i else 1)
     return layers.Output(self.classes, name='output')(jnp.mean(x, (1, 2)))

@@ -40,11 +40,11 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors.numpy
     return safetensors.numpy.load_file(path)
   if path.suffix not in ('.pt', '.pth'):
-    raise UserError(f'config.init_from is {str(path)!r}; allowed is a .npz, .safetensors, .pt or .pth'
-                    ' file.')
+    raise UserError(f'config.init_from is {str(path)!r}; allowed is a .npz, .safetensors, .pt or'
+                    ' .pth file.')
   if importlib.util.find_spec('torch') is None:
-    raise UserError(f'config.init_from is {str(path)!r}, which only torch reads. Install torch, or save'
-                    ' the state dict with numpy.savez or safetensors.')
+    raise UserError(f'config.init_from is {str(path)!r}, which only torch reads. Install torch, or'
+                    ' save the state dict with numpy.savez or safetensors.')
   import torch
   state_dict = torch.load(path, map_location='cpu', weights_only=True)
   return {name: tensor.numpy() for name, tensor in state_dict.items()}

@@ -9,8 +9,8 @@ import numpy as np
 
 from bnonly_jax import seeds
 
-# How weights start, by config.weight_start: those of open_lth's models/initializers.py. Each takes a
-# generator and the shape of one kernel, [..., fan_in's last axis, features].
+# How weights start: as in open_lth's models/initializers.py. Each takes a generator and the shape
+# of one kernel, the features last.
 
 
 def _fan_in(shape):
@@ -62,9 +62,9 @@ def initialise(network: nn.Module, image_shape: tuple[int, ...], seed: int,
 
   Each tensor depends on the seed and its own name alone; the kernels of a stack come one after the
   other from the stack's generator. By default the distributions are the paper's and those of the
-  network's own `init`, which draws with JAX's generator instead: weights He normal with fan-in, gamma
-  U[0, 1), beta 0. Other biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, with every
-  start (open_lth's initialisers set weights only).
+  network's own `init`, which draws with JAX's generator instead: weights He normal with fan-in,
+  gamma U[0, 1), beta 0. Other biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default,
+  with every start (open_lth's initialisers set weights only).
 
   Args:
     network: a Flax module.

@@ -1,4 +1,4 @@
-"""What the networks are made of: convolution, output layer, residual blocks, stages of equal blocks."""
+"""What the networks are made of: convolution, output layer, residual blocks, stages of blocks."""
 
 from collections.abc import Callable
 

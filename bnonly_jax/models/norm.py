@@ -97,7 +97,8 @@ def _normalise(y, mean, inverse, scale, bias):
 def _finish(z, residual, relu):
   if residual is not None:
     z = z + residual
-  return jnp.maximum(z, 0) if relu else z
+  # Not maximum(z, 0): where a reduction follows, XLA's CPU backend makes that of a NaN 0.
+  return jnp.where(z < 0, 0, z) if relu else z
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -1,4 +1,4 @@
-"""Our networks against PyTorch's with the same weights. The tests that need torch skip without it."""
+"""Our networks against PyTorch's with the same weights. What needs torch skips without it."""
 
 import flax.traverse_util
 import jax
@@ -11,7 +11,6 @@ from bnonly_jax import masks
 from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax.config import default_config
-from bnonly_jax.config import UserError
 from bnonly_jax.models import from_torch
 
 NETWORKS = {
