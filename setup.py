@@ -31,6 +31,7 @@ setuptools.setup(
         'orbax-checkpoint>=0.12.8',
         'pillow>=11',
         'rich>=13',
+        'safetensors>=0.5',
         'tensorboardX>=2.6.2',
         'tensorflow-datasets>=4.9.10',
     ],
