@@ -1,12 +1,20 @@
-"""BatchNorm only on the embedded scans of handwritten digits: seconds on two CPU cores."""
+"""BatchNorm only on the embedded scans of handwritten digits.
+
+  python -m bnonly_jax.main --config=configs/digits.py --workdir=runs/digits
+
+Measured on two CPU cores (AMD EPYC), 360 test scans, 40 epochs with drops after 20 and 30:
+  resnet20   80.8 and 82.8 % (seeds 0 and 1), half a minute
+  resnet14   74.4, 79.4 and 84.7 % (seeds 0 to 2), 20 seconds; training all 98.3 %, training nothing
+             7.8 % (seed 0)
+"""
 
 import ml_collections
 
 from bnonly_jax.config import default_config
 
 
-def get_config(network: str = 'resnet14') -> ml_collections.ConfigDict:
-  """Args: network, resnetN or resnetNxK (depth N = 6 D + 2, K times 16 channels)."""
+def get_config(network: str = 'resnet20') -> ml_collections.ConfigDict:
+  """Args: network, resnetN or resnetNxK (depth N = 6 D + 2, K times 16 channels), or vggN."""
   config = default_config()
   config.network = f'cifar_{network}'
   config.data.name = 'digits'
