@@ -14,7 +14,7 @@ from bnonly_jax.config import default_config
 
 
 def get_config(network: str = 'resnet20') -> ml_collections.ConfigDict:
-  """Args: network, resnetN or resnetNxK (depth N = 6 D + 2, K times 16 channels), or vggN."""
+  """Args: network, resnetN or resnetNxK (depth N = 6 D + 2, K times 16 channels)."""
   config = default_config()
   config.network = f'cifar_{network}'
   config.data.name = 'digits'

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
 from bnonly_jax.models.norm import make_norm
 
@@ -27,7 +28,15 @@ class CifarVGG(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    """Maps normalised images [N, H, W, C] to logits [N, classes]; 32x32 end as 2x2."""
+    """Maps normalised images [N, H, W, C] to logits [N, classes]; 32x32 end as 2x2.
+
+    Raises:
+      UserError: the images have less than 16 pixels a side, and nothing is left after four pools.
+    """
+    if min(images.shape[1:3]) < 16:
+      raise UserError(f'config.network is cifar_vgg{self.depth}, and the images have'
+                      f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
+                      ' Choose a cifar_resnet, or other data.')
     norm = make_norm(self.norm, train, self.sync_axis)
     x, count = images, 0
     for i, convolutions in enumerate(GROUPS[self.depth]):
