@@ -66,6 +66,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.optimizer = ml_collections.ConfigDict()
   # SGD's, before warm-up and drops.
   config.optimizer.learning_rate = 0.1
+  # 0: the rate is as said. Else the rate is for this batch size, and scales with batch_size.
+  config.optimizer.reference_batch_size = 0
   # Share of the last step's direction that the next one keeps.
   config.optimizer.momentum = 0.9
   # L2, added to the gradient of every trained parameter, gamma and beta included.
@@ -127,7 +129,7 @@ def explain_flags(arguments: Sequence[str]) -> str:
 _POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every',
              'checkpoint_every', 'checkpoint_keep', 'data.std')
 _NOT_NEGATIVE = ('data.pad', 'optimizer.learning_rate', 'optimizer.weight_decay',
-                 'optimizer.warmup_epochs')
+                 'optimizer.warmup_epochs', 'optimizer.reference_batch_size')
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

@@ -24,6 +24,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for all that the run writes: new, empty, or of this very run.')
+_DESCRIBE = flags.DEFINE_bool(
+    'describe', False, 'Print parameters, FLOPs and bytes of the config, and train nothing.')
 
 
 def keep_freed_memory() -> None:
@@ -47,7 +49,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
   except Exception as error:  # a config file and ml_collections raise whatever they like
     text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
     sys.exit(f'error: {explain_flags(arguments) or text.strip().splitlines()[-1].strip()}')
-  if _CONFIG.value is None or not _WORKDIR.value:
+  if _CONFIG.value is None or not (_WORKDIR.value or _DESCRIBE.value):
     sys.exit('error: --config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
              ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
   if rest[1:]:
@@ -60,9 +62,14 @@ def main(_) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
   keep_freed_memory()
-  from bnonly_jax.train import train_and_evaluate  # here, so that mistakes are told at once
+  # Here, so that a mistake in the flags is told at once.
+  from bnonly_jax.describe import print_description
+  from bnonly_jax.train import train_and_evaluate
   try:
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    if _DESCRIBE.value:
+      print_description(_CONFIG.value)
+    else:
+      train_and_evaluate(_CONFIG.value, _WORKDIR.value)
   except UserError as error:
     sys.exit(f'error: {error}')
 

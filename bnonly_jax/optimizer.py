@@ -9,11 +9,13 @@ import optax
 from bnonly_jax import masks
 
 
-def schedule(config: ml_collections.ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def schedule(config: ml_collections.ConfigDict, batch_size: int, steps: int,
+             steps_per_epoch: int) -> optax.Schedule:
   """Linear warm-up from 0, then constant, times drop_factor at each drop.
 
   Args:
     config: config.optimizer.
+    batch_size: global.
     steps: of the whole run.
     steps_per_epoch: training steps in an epoch.
 
@@ -24,7 +26,10 @@ def schedule(config: ml_collections.ConfigDict, steps: int, steps_per_epoch: int
   for fraction in config.drops:
     step = max(1, round(fraction * steps))
     drops[step] = drops.get(step, 1.0) * config.drop_factor
-  rate = optax.piecewise_constant_schedule(config.learning_rate, drops)
+  peak = config.learning_rate
+  if config.reference_batch_size:
+    peak *= batch_size / config.reference_batch_size
+  rate = optax.piecewise_constant_schedule(peak, drops)
   warmup_steps = round(config.warmup_epochs * steps_per_epoch)
   if not warmup_steps:
     return rate

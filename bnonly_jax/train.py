@@ -35,14 +35,18 @@ class Plan(NamedTuple):
   mask: dict[str, Any]
 
 
-def plan(config: ml_collections.ConfigDict) -> Plan:
+def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Plan:
   """Looks up and checks what a config describes.
+
+  Args:
+    config: fields as in `config.default_config`.
+    info: the data set's, if it is not to be looked up.
 
   Raises:
     UserError: the config is not that of a run on this machine.
   """
   config_lib.validate(config)
-  info = data.find(config.data.name, config.data.dir)
+  info = info or data.find(config.data.name, config.data.dir)
   channels, devices = info.image_shape[-1], jax.local_device_count()
 
   def require(field, allowed, holds):
@@ -123,7 +127,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   # 3. State, frozen half, data and steps.
   steps_per_epoch = info.train_images // config.batch_size
   total_steps = config.epochs * steps_per_epoch
-  learning_rate = optimizer.schedule(config.optimizer, total_steps, steps_per_epoch)
+  learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
+                                     steps_per_epoch)
   tx = optimizer.create(config.optimizer, learning_rate, mask)
   state, frozen = steps.create_state(variables, mask, tx)
   start_gammas = figures.gammas(variables['params'])

@@ -72,7 +72,7 @@ def make_setup(selection: str = 'batchnorm', sync: bool = False, chosen: int = 0
     stem = np.zeros(variables['params']['stem_conv']['kernel'].shape, bool)
     stem.reshape(-1)[np.arange(chosen) * 3 + 1] = True
     mask['stem_conv']['kernel'] = stem
-  rate = optimizer.schedule(config, 100, 10)
+  rate = optimizer.schedule(config, 128, 100, 10)
   tx = optimizer.create(config, rate, mask)
   # On the host: what is on a device is gone after a step, which takes it over.
   state, frozen = jax.device_get(steps.create_state(variables, mask, tx))

@@ -8,7 +8,7 @@ def test_the_paper_recipe_is_the_default():
   assert config.epochs == 160 and config.batch_size == 128
   assert config.optimizer.to_dict() == dict(
       learning_rate=0.1, momentum=0.9, weight_decay=1e-4, drops=(0.5, 0.75), drop_factor=0.1,
-      warmup_epochs=0.0)
+      warmup_epochs=0.0, reference_batch_size=0)
 
 
 def test_a_typo_fails():

@@ -37,7 +37,8 @@ def test_a_selection_trains_its_groups_whole(selection, groups):
 
 
 @pytest.mark.parametrize('selection', [
-    'batchnrom', '', '+', 'batchnorm+', '-batchnorm', 'batchnorm output', 'all+nope', 'gamma,beta'])
+    'batchnrom', '', '+', 'batchnorm+', '-batchnorm', 'batchnorm output', 'all+nope', 'gamma,beta',
+    'random', 'random:0', 'random:x'])
 def test_what_is_no_selection_is_an_error_with_the_groups(selection):
   with pytest.raises(UserError, match='is no group. Allowed are.*gamma, beta.*--config.train='):
     masks.make_mask(selection, PARAMS)
@@ -95,3 +96,60 @@ def test_only_the_chosen_weights_of_a_tensor_change():
                                 params['a_conv']['kernel'] + weights.astype(np.float32))
   assert masks.table(params, mask)[list(masks.GROUPS).index('conv')].trained == weights.sum()
   assert masks.tensors_trained(mask)['a_conv']['kernel'] is True
+
+
+def test_random_weights_are_chosen_for_every_channel_from_the_seed():
+  mask = masks.flatten(masks.make_mask('random:3', PARAMS))
+  for name, keep in mask.items():
+    if NAMES[name] in ('conv', 'shortcut'):
+      kernels = keep if '_stack/' in name else keep[None]
+      counts = kernels.reshape(len(kernels), -1, kernels.shape[-1]).sum(1)
+      np.testing.assert_array_equal(counts, 3, err_msg=name)
+    else:
+      assert keep is False, name
+  again, other = (masks.flatten(masks.make_mask('random:3', PARAMS, seed)) for seed in (0, 1))
+  name = 'stage2_first/conv1/kernel'
+  np.testing.assert_array_equal(mask[name], again[name])
+  assert np.any(mask[name] != other[name])
+  # Any weight of a channel is as likely as another: 27 weights, 16 channels, 100 seeds.
+  hits = sum(masks.flatten(masks.make_mask('random:3', {'stem_conv': PARAMS['stem_conv']}, seed))
+             ['stem_conv/kernel'].reshape(27, 16).sum(1) for seed in range(100))
+  assert np.all(abs(hits - 1600 / 9) < 6 * np.sqrt(1600 * 8 / 81))
+
+
+def test_a_channel_with_fewer_weights_trains_them_all():
+  mask = masks.flatten(masks.make_mask('random:20', PARAMS))
+  assert mask['stage2_first/shortcut_conv/kernel'] is True
+  assert mask['stem_conv/kernel'].sum() == 20 * 16
+
+
+@pytest.mark.parametrize('selection, trained', [
+    ('batchnorm+output+random:1', (560, 560, 96, 464, 650)),
+    ('random:1-shortcut', (0, 0, 0, 464, 0)),
+    ('random:1+conv', (0, 0, 96, 170928, 0)),
+    ('conv+shortcut-random:1', (0, 0, 2464, 170464, 0)),
+    ('random:1+random:1', (0, 0, 96, 464, 0))])
+def test_random_weights_combine_with_groups(selection, trained):
+  assert tuple(row.trained for row in masks.table(
+      PARAMS, masks.make_mask(selection, PARAMS))) == trained
+
+
+def test_of_rules_the_first_match_counts():
+  rules = '[["stage1.*norm1/scale$", true], ["norm", false], ["output/bias", true], ["", false]]'
+  mask = masks.flatten(masks.make_mask(rules, PARAMS))
+  trained = {name for name, keep in mask.items() if keep}
+  assert trained == {'stage1_stack/norm1/scale', 'output/bias'}
+
+
+@pytest.mark.parametrize('rules, message', [
+    ('[["nrm", true], ["", false]]', "'nrm', found in no parameter. There are output/bias"),
+    ('[["norm", true]]', 'no expression that is found in output/bias'),
+    ('[["", false]]', 'matches no parameter'),
+    ('[["norm", 1], ["", false]]', 'no list of rules'),
+    ('[["("]]', 'no list of rules'),
+    ('["norm"]', 'no list of rules'),
+    ('[["(", true]]', 'no list of rules'),
+    ('[', 'no list of rules')])
+def test_wrong_rules_are_errors(rules, message):
+  with pytest.raises(UserError, match=message):
+    masks.make_mask(rules, PARAMS)

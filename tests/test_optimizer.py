@@ -7,7 +7,7 @@ from bnonly_jax.config import default_config
 
 
 def test_the_rate_drops_after_half_and_three_quarters_of_the_run():
-  rate = optimizer.schedule(default_config().optimizer, 160 * 390, 390)
+  rate = optimizer.schedule(default_config().optimizer, 128, 160 * 390, 390)
   steps = np.array([0, 80 * 390 - 1, 80 * 390, 120 * 390 - 1, 120 * 390, 160 * 390 - 1])
   np.testing.assert_allclose([rate(s) for s in steps], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001],
                              rtol=1e-6)
@@ -16,14 +16,22 @@ def test_the_rate_drops_after_half_and_three_quarters_of_the_run():
 def test_equal_drops_add_up_and_the_first_step_has_the_rate_itself():
   config = default_config().optimizer
   config.drops = (0.5, 0.5)
-  np.testing.assert_allclose([optimizer.schedule(config, 10, 5)(s) for s in (4, 5)], [0.1, 0.001])
-  assert optimizer.schedule(config, 1, 1)(0) == 0.1
+  rate = optimizer.schedule(config, 128, 10, 5)
+  np.testing.assert_allclose([rate(4), rate(5)], [0.1, 0.001], rtol=1e-6)
+  assert optimizer.schedule(config, 128, 1, 1)(0) == 0.1
+
+
+def test_the_rate_scales_with_the_batch_only_when_asked():
+  config = default_config().optimizer
+  assert optimizer.schedule(config, 512, 10, 5)(0) == np.float32(0.1)
+  config.reference_batch_size = 128
+  np.testing.assert_allclose(optimizer.schedule(config, 512, 10, 5)(0), 0.4, rtol=1e-6)
 
 
 def test_warm_up_is_linear_in_steps():
   config = default_config().optimizer
   config.warmup_epochs = 5.0
-  rate = optimizer.schedule(config, 1000, 10)
+  rate = optimizer.schedule(config, 128, 1000, 10)
   np.testing.assert_allclose([rate(jnp.int32(s)) for s in (0, 1, 25, 50, 51, 500, 750)],
                              [0, 0.002, 0.05, 0.1, 0.1, 0.01, 0.001], rtol=1e-6)
 

@@ -22,7 +22,8 @@ def compiled(setup, devices=1):
   return setup.train_step.lower(state, frozen, train_set, index).compile()
 
 
-@pytest.mark.parametrize('selection, chosen', [*((s, 0) for s in SELECTIONS), ('gamma', 10)])
+@pytest.mark.parametrize('selection, chosen', [
+    *((s, 0) for s in SELECTIONS), ('gamma', 10), ('batchnorm+random:1', 0)])
 def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen):
   setup = conftest.make_setup(selection, chosen=chosen)
   state, frozen, history = setup.run(5, devices=2)

@@ -35,14 +35,15 @@ def _conv_for_cpu_scan(x, kernel):
 
 
 def _forward(x, kernel):
-  # A frozen kernel needs no gradient, hence no saved input: `perturbed` says which it is.
+  # A frozen kernel needs no gradient, hence no saved input: `perturbed` says which it is. Nor do
+  # the images need one.
   saved_x = x.value if kernel.perturbed else None
-  return _conv(x.value, kernel.value), (saved_x, kernel.value)
+  return _conv(x.value, kernel.value), (saved_x, kernel.value, () if x.perturbed else None)
 
 
 def _backward(saved, dy):
-  x, kernel = saved
-  dx = _conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  x, kernel, wanted = saved
+  dx = None if wanted is None else _conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
   return dx, None if x is None else _kernel_gradient(x, dy, kernel.shape)
 
 

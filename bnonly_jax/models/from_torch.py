@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import flax.traverse_util
 import numpy as np
+import safetensors.numpy
 
 from bnonly_jax.config import UserError
 from bnonly_jax.models.cifar_resnet import CifarResNet
@@ -27,27 +28,30 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """Reads a state dict from a .npz, .safetensors or (with torch installed) .pt or .pth file.
 
   Raises:
-    UserError: no such file, another format, or torch is missing.
+    UserError: no such file, another format, a broken file, or torch is missing.
   """
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f'config.init_from is {str(path)!r}, and there is no such file. Allowed is a'
                     ' .npz, .safetensors, .pt or .pth file.')
-  if path.suffix == '.npz':
-    with np.load(path) as file:
-      return dict(file)
-  if path.suffix == '.safetensors':
-    import safetensors.numpy
-    return safetensors.numpy.load_file(path)
-  if path.suffix not in ('.pt', '.pth'):
+  if path.suffix not in ('.npz', '.safetensors', '.pt', '.pth'):
     raise UserError(f'config.init_from is {str(path)!r}; allowed is a .npz, .safetensors, .pt or'
                     ' .pth file.')
-  if importlib.util.find_spec('torch') is None:
+  if path.suffix.startswith('.pt') and importlib.util.find_spec('torch') is None:
     raise UserError(f'config.init_from is {str(path)!r}, which only torch reads. Install torch, or'
                     ' save the state dict with numpy.savez or safetensors.')
-  import torch
-  state_dict = torch.load(path, map_location='cpu', weights_only=True)
-  return {name: tensor.numpy() for name, tensor in state_dict.items()}
+  try:
+    if path.suffix == '.npz':
+      with np.load(path) as file:
+        return dict(file)
+    if path.suffix == '.safetensors':
+      return safetensors.numpy.load_file(path)
+    import torch
+    state_dict = torch.load(path, map_location='cpu', weights_only=True)
+    return {name: tensor.numpy() for name, tensor in state_dict.items()}
+  except Exception as error:  # each library has its own errors for a file that is not what it says
+    raise UserError(f'config.init_from is {str(path)!r}, which cannot be read as what its name says'
+                    f' ({type(error).__name__}: {error}). Save the state dict again.') from error
 
 
 def convert(state_dict: dict[str, np.ndarray], network: nn.Module,

@@ -5,12 +5,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from orbax.checkpoint import v1 as ocp
 import pytest
+import safetensors.numpy
 
+from bnonly_jax import checkpoint
 from bnonly_jax import masks
 from bnonly_jax import models
 from bnonly_jax import optimizer
+from bnonly_jax import train
 from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
 from bnonly_jax.models import from_torch
 
 NETWORKS = {
@@ -116,3 +121,102 @@ def test_logits_statistics_gradients_and_steps_equal_pytorchs(name):
         close(value, after[f'params/{path}'], path)
     for path, value in masks.flatten(batch_stats).items():
       close(value, after[f'batch_stats/{path}'], path)
+
+
+def names_and_arrays(network, shapes):
+  """A state dict of random arrays with PyTorch's names and shapes, from ours: no torch needed."""
+  rng, state_dict = np.random.default_rng(0), {}
+  for name, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items():
+    shape = leaf.shape[1:] if '_stack/' in name else leaf.shape
+    order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(shape)]
+    for source in from_torch._torch_names(name, leaf.shape, network):
+      state_dict[source] = rng.random([shape[i] for i in order], np.float32)
+  return state_dict
+
+
+@pytest.fixture(scope='module')
+def small():
+  network = models.create('cifar_resnet14', 10)
+  shapes = models.variable_shapes(network, (8, 8, 1))
+  return network, shapes, names_and_arrays(network, shapes)
+
+
+def test_a_state_dict_is_taken_over_name_by_name(small):
+  network, shapes, state_dict = small
+  variables = from_torch.convert(state_dict, network, shapes)
+  params, stats = variables['params'], variables['batch_stats']
+  for ours, theirs in (
+      (params['stem_conv']['kernel'], state_dict['conv.weight'].transpose(2, 3, 1, 0)),
+      (params['stage1_stack']['conv2']['kernel'][1],
+       state_dict['blocks.1.conv2.weight'].transpose(2, 3, 1, 0)),
+      (params['stage2_first']['shortcut_norm']['scale'], state_dict['blocks.2.shortcut.1.weight']),
+      (params['stage3_stack']['norm1']['bias'][0], state_dict['blocks.5.bn1.bias']),
+      (stats['stage3_first']['norm2']['var'], state_dict['blocks.4.bn2.running_var']),
+      (params['output']['kernel'], state_dict['fc.weight'].T)):
+    np.testing.assert_array_equal(ours, theirs)
+  prefixed = {f'model.{name}': value for name, value in state_dict.items()}
+  prefixed['model.bn.num_batches_tracked'] = np.int64(3)
+  for a, b in zip(jax.tree.leaves(from_torch.convert(prefixed, network, shapes)),
+                  jax.tree.leaves(variables), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda d: d.pop('blocks.1.bn1.weight'), '1 missing: blocks.1.bn1.weight'),
+    (lambda d: d.update({'aux.weight': np.zeros(3)}), '1 surplus: aux.weight'),
+    (lambda d: d.update({'fc.weight': np.zeros((5, 64))}),
+     r'1 of another shape.*fc.weight is \(64, 5\) and must be \(64, 10\)'),
+    (lambda d: d.update({'blocks.1.conv1.weight': np.zeros((16, 16, 1, 1))}),
+     r'blocks.1.conv1.weight is \(1, 1, 16, 16\) and must be \(3, 3, 16, 16\)')])
+def test_what_does_not_fit_is_named(small, change, message):
+  network, shapes, state_dict = small
+  state_dict = dict(state_dict)
+  change(state_dict)
+  with pytest.raises(UserError, match=message):
+    from_torch.convert(state_dict, network, shapes)
+
+
+@pytest.mark.parametrize('suffix', ['npz', 'safetensors', 'pt'])
+def test_files_of_every_format_are_read(small, tmp_path, suffix):
+  _, _, state_dict = small
+  path = tmp_path / f'weights.{suffix}'
+  if suffix == 'npz':
+    np.savez(path, **state_dict)
+  elif suffix == 'safetensors':
+    safetensors.numpy.save_file(state_dict, path)
+  else:
+    torch = pytest.importorskip('torch')
+    torch.save({name: torch.tensor(value) for name, value in state_dict.items()}, path)
+  read = from_torch.read(path)
+  assert read.keys() == state_dict.keys()
+  for name, value in state_dict.items():
+    np.testing.assert_array_equal(read[name], value)
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+  for name, message in (('no.npz', 'there is no such file'), ('weights.bin', 'allowed is a .npz'),
+                        ('bad.npz', 'cannot be read'), ('bad.safetensors', 'cannot be read')):
+    if not name.startswith('no'):
+      (tmp_path / name).write_bytes(b'nonsense')
+    with pytest.raises(UserError, match=message):
+      from_torch.read(tmp_path / name)
+  monkeypatch.setattr(from_torch.importlib.util, 'find_spec', lambda name: None)
+  (tmp_path / 'weights.pt').write_bytes(b'')
+  with pytest.raises(UserError, match='which only torch reads'):
+    from_torch.read(tmp_path / 'weights.pt')
+
+
+def test_a_run_starts_from_a_file_and_trains_its_batchnorm_alone(small, tmp_path, data_dir):
+  network, shapes, state_dict = small
+  np.savez(tmp_path / 'weights.npz', **state_dict)
+  config = default_config()
+  config.update(network='cifar_resnet14', init_from=str(tmp_path / 'weights.npz'), epochs=1,
+                batch_size=1436)
+  config.data.update(name='digits', dir=str(data_dir), pad=0, flip=False, mean=(0.3,), std=(0.4,))
+  train.train_and_evaluate(config, tmp_path / 'run')
+  kept = ocp.load(tmp_path / 'run' / 'frozen')
+  np.testing.assert_array_equal(kept['stem_conv']['kernel'],
+                                state_dict['conv.weight'].transpose(2, 3, 1, 0))
+  state = checkpoint.open_checkpointer(tmp_path / 'run', 1).load()
+  moved = np.abs(state['trainable']['stem_norm']['scale'] - state_dict['bn.weight'])
+  assert 0 < moved.max() < 0.5

@@ -11,9 +11,19 @@ from bnonly_jax import models
 SHAPE = (32, 32, 3)
 
 
-def flat(name, seed=0):
+def flat(name, seed=0, *starts):
   network = models.create(name, 10)
-  return flax.traverse_util.flatten_dict(models.initialise(network, SHAPE, seed), sep='/')
+  return flax.traverse_util.flatten_dict(models.initialise(network, SHAPE, seed, *starts), sep='/')
+
+
+def kernels(start):
+  """Every single kernel of a network as a matrix [fan_in, features], by name."""
+  found = {}
+  for name, value in flat('cifar_resnet14x2', 0, start).items():
+    if name.endswith('kernel'):
+      for i, kernel in enumerate(value if '_stack/' in name else [value]):
+        found[f'{name}/{i}'] = kernel.reshape(-1, kernel.shape[-1])
+  return found
 
 
 def test_the_distributions_are_the_papers():
@@ -32,6 +42,52 @@ def test_the_distributions_are_the_papers():
       assert np.all(np.abs(value) <= 1 / 16) and np.ptp(value) > 1 / 32
     else:
       np.testing.assert_array_equal(value, 1 if name.endswith('var') else 0, err_msg=name)
+
+
+def test_he_uniform():
+  for name, kernel in kernels('he_uniform').items():
+    bound = np.sqrt(6 / len(kernel))
+    assert np.abs(kernel).max() <= bound and np.abs(kernel).max() > 0.98 * bound, name
+    assert abs(kernel.std() / np.sqrt(2 / len(kernel)) - 1) < 6 / np.sqrt(kernel.size), name
+
+
+def test_orthogonal():
+  for name, kernel in kernels('orthogonal').items():
+    matrix = kernel if kernel.shape[0] >= kernel.shape[1] else kernel.T
+    np.testing.assert_allclose(matrix.T @ matrix, np.eye(matrix.shape[1]), atol=1e-5, err_msg=name)
+  signs = kernels('orthogonal')['params/stage3_first/conv1/kernel/0'] > 0
+  assert abs(signs.mean() - 0.5) < 6 * 0.5 / np.sqrt(signs.size)
+
+
+def test_binary():
+  normal = kernels('he_normal')
+  for name, kernel in kernels('binary').items():
+    std = np.std(normal[name], ddof=1)
+    np.testing.assert_allclose(kernel, np.sign(normal[name]) * std, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('start, low, high, mean, bias', [
+    ('uniform', 0, 1, 0.5, 0), ('one_zero', 1, 1, 1, 0), ('one_one', 1, 1, 1, 1),
+    ('symmetric', -1, 1, 0, 0)])
+def test_starts_of_gamma_and_beta(start, low, high, mean, bias):
+  values = flat('cifar_resnet14x4', 0, 'he_normal', start)
+  gamma = np.concatenate([v.ravel() for k, v in values.items() if k.endswith('scale')])
+  assert gamma.min() >= low and gamma.max() <= high
+  assert abs(gamma.mean() - mean) <= 6 * (high - low) / np.sqrt(12 * gamma.size)
+  assert low == high or np.ptp(gamma) > 0.99 * (high - low)
+  for name, value in values.items():
+    if 'norm' in name and name.endswith('bias'):
+      np.testing.assert_array_equal(value, bias)
+  # The weights are what they are with any start of the norms.
+  plain = flat('cifar_resnet14x4')
+  np.testing.assert_array_equal(values['params/output/kernel'], plain['params/output/kernel'])
+
+
+def test_biases_of_convolutions_are_pytorchs_default():
+  values = flat('cifar_vgg11')
+  for number, fan_in in ((1, 27), (2, 576), (8, 4608)):
+    bias = values[f'params/conv{number}/bias']
+    assert np.abs(bias).max() <= fan_in ** -0.5 and np.ptp(bias) > fan_in ** -0.5
 
 
 def test_a_networks_own_init_has_the_same_distributions():

@@ -98,3 +98,23 @@ def test_evaluation_normalises_by_the_running_averages():
   std = np.sqrt(np.float32([4, 1, 0.25]) + 1e-5)
   expected = [1, 2, 3] * (y - [0.5, 0, -1]) / std + [0, 1, -1]
   np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind, groups', [('group', 2), ('layer', 1)])
+def test_group_norm_and_layer_norm_equal_flax(kind, groups):
+  y = np.float32(np.random.default_rng(4).standard_normal((4, 3, 5, 16)) * 2 + 1)
+  ours = norm.make_norm(kind, True, None)('norm1')
+  params = {'scale': np.linspace(-1, 2, 16, dtype=np.float32),
+            'bias': np.linspace(0, 1, 16, dtype=np.float32)}
+  expected = nn.GroupNorm(num_groups=groups, epsilon=1e-5).apply({'params': params}, y)
+  got = ours.apply({'params': params}, y, relu=False)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  with_both = ours.apply({'params': params}, y, residual=y)
+  np.testing.assert_allclose(with_both, np.maximum(expected + y, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_relu_keeps_what_is_not_a_number():
+  # XLA's CPU backend turns max(nan, 0) into 0 where a mean follows: a lost run would look well.
+  out = jax.jit(lambda y: jnp.mean(norm.NoNorm().apply({}, y), (1, 2)))(
+      jnp.full((64, 8, 8, 32), jnp.nan))
+  assert np.all(np.isnan(out))

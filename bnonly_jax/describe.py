@@ -1,0 +1,112 @@
+"""What a config describes, without training it: parameters, FLOPs and bytes."""
+
+from typing import Any
+
+import jax
+from jax.extend import core
+import ml_collections
+import numpy as np
+
+from bnonly_jax import config as config_lib
+from bnonly_jax import data
+from bnonly_jax import masks
+from bnonly_jax import metrics
+from bnonly_jax import optimizer
+from bnonly_jax import steps
+from bnonly_jax import train
+from bnonly_jax.data import augment
+
+
+def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Computes a run's sizes from shapes alone: nothing is drawn, compiled or written.
+
+  A data set that is not prepared counts as 32x32 colour images of 10 classes, and for an ImageNet
+  network as 224x224 and 1,000 classes.
+
+  Returns:
+    `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; bytes of `state`,
+    of `optimizer` (a part of the state), `frozen`, and `checkpoint` (the state's arrays, to which
+    the files of a checkpoint add some kilobytes); and `image_shape`, `classes`, `prepared`.
+
+  Raises:
+    UserError: as `train.plan`.
+  """
+  config_lib.validate(config)
+  try:
+    info, prepared = data.find(config.data.name, config.data.dir), True
+  except config_lib.UserError:
+    large = config.network.startswith('imagenet')
+    info = data.Info(None, (224, 224, 3) if large else (32, 32, 3), 1000 if large else 10,
+                     1_281_167 if large else 50_000, 50_000 if large else 10_000)
+    prepared = False
+  _, network, shapes, mask = train.plan(config, info)
+  rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
+  tx = optimizer.create(config.optimizer, rate, mask)
+  state, frozen = jax.eval_shape(lambda variables: steps.create_state(variables, mask, tx), shapes)
+  normalise = augment.normaliser(config.data.mean, config.data.std)
+  step = steps.train_step(network, tx, rate, config.seed, config.data.pad, config.data.flip,
+                          normalise)
+  devices = jax.local_device_count()
+  height, width, channels = info.image_shape
+  padded = (height + 2 * config.data.pad, width + 2 * config.data.pad, channels)
+  images = data.Images(jax.ShapeDtypeStruct((1, *padded), np.uint8),
+                       jax.ShapeDtypeStruct((1,), np.int32))
+  index = jax.ShapeDtypeStruct((devices, config.batch_size // devices), np.int32)
+  image = jax.ShapeDtypeStruct((1, *info.image_shape), np.float32)
+  return {
+      'table': masks.table(shapes['params'], mask),
+      'flops_forward': flops(jax.make_jaxpr(network.apply)(shapes, image).jaxpr),
+      'flops_step': (flops(jax.make_jaxpr(step)(state, frozen, images, index).jaxpr)
+                     * devices // config.batch_size),
+      'state': _bytes(state),
+      'optimizer': _bytes(state.opt_state),
+      'frozen': _bytes(frozen),
+      'checkpoint': _bytes(state),
+      'image_shape': info.image_shape,
+      'classes': info.classes,
+      'prepared': prepared,
+  }
+
+
+def print_description(config: ml_collections.ConfigDict) -> None:
+  """Prints what `describe` returns."""
+  values = describe(config)
+  shape = 'x'.join(map(str, values['image_shape']))
+  assumed = '' if values['prepared'] else ' (not prepared: assumed)'
+  metrics.console.print(f'{config.network}, training {config.train}; {config.data.name}: images of'
+                        f' {shape}, {values["classes"]} classes{assumed}')
+  metrics.print_table(values['table'])
+  forward, step = values['flops_forward'], values['flops_step']
+  metrics.console.print(
+      f'FLOPs an image: {forward:,} forward, {step:,} in a training step'
+      f' ({step / forward:.2f} times)'
+      f'\nbytes: state {values["state"]:,} (the optimizer {values["optimizer"]:,} of it), frozen'
+      f' {values["frozen"]:,}, a checkpoint {values["checkpoint"]:,}')
+
+
+def flops(jaxpr: core.Jaxpr) -> int:
+  """Counts the multiplications and additions of a jaxpr's convolutions and matrix products.
+
+  A scan counts as often as it runs, which XLA's own analysis of a compiled loop does not do. All
+  that is no convolution or product (norms, ReLUs, the optimizer) is left out.
+  """
+  total = 0
+  for eqn in jaxpr.eqns:
+    out = eqn.outvars[0].aval if eqn.outvars else None
+    if eqn.primitive.name == 'conv_general_dilated':
+      kernel = eqn.invars[1].aval.shape
+      features = eqn.params['dimension_numbers'].rhs_spec[0]
+      # A strided convolution's transpose is one over an image filled up with zeros: not counted.
+      zeros = int(np.prod(eqn.params['lhs_dilation']))
+      total += 2 * int(np.prod(out.shape)) * int(np.prod(kernel)) // kernel[features] // zeros
+    elif eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      lhs = eqn.invars[0].aval.shape
+      total += 2 * int(np.prod(out.shape)) * int(np.prod([lhs[i] for i in contracted]))
+    repeats = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+    total += repeats * sum(flops(inner) for inner in core.jaxprs_in_params(eqn.params))
+  return total
+
+
+def _bytes(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from bnonly_jax import describe
+from bnonly_jax.config import default_config
+
+
+def described(train='batchnorm', **fields):
+  config = default_config()
+  config.update(train=train, batch_size=4, **fields)
+  return describe.describe(config)
+
+
+def forward_flops(width, size, channels):
+  """ResNet-14's stem and whole, by hand: two a multiplication and addition."""
+  stem = 2 * size ** 2 * 9 * channels * width
+  total = stem + 2 * 4 * width * 10
+  for i, features in enumerate((width, 2 * width, 4 * width)):
+    pixels = (size // 2 ** i) ** 2
+    total += 2 * pixels * 9 * features * (3 * features + (features // 2 if i else features))
+    total += 2 * pixels * features * (features // 2) if i else 0
+  return stem, total
+
+
+def test_flops_are_those_counted_by_hand():
+  stem, forward = forward_flops(16, 32, 3)
+  values = described(network='cifar_resnet14')
+  assert values['flops_forward'] == forward
+  # Backward through what is frozen: the gradient of each input but the images'. What trains costs
+  # as much again.
+  assert values['flops_step'] == 2 * forward - stem
+  assert described('all', network='cifar_resnet14')['flops_step'] == 3 * forward - stem
+  assert described('nothing', network='cifar_resnet14')['flops_step'] == forward
+
+
+@pytest.mark.parametrize('train, trained', [('batchnorm', 1120), ('all', 175258), ('nothing', 0)])
+def test_bytes_are_those_of_what_trains(train, trained):
+  values = described(train, network='cifar_resnet14')
+  # Besides: running mean and variance of 560 channels, the state's step and the schedule's.
+  assert values['optimizer'] == 4 * trained + 4
+  assert values['state'] == values['checkpoint'] == 2 * 4 * trained + 4 * 2 * 560 + 8
+  assert values['frozen'] == 4 * (175258 - trained)
+
+
+def test_random_weights_cost_the_state_what_batchnorm_costs():
+  two, batchnorm = (described(train, network='cifar_resnet14')
+                    for train in ('random:2', 'batchnorm'))
+  assert two['state'] == batchnorm['state']
+
+
+def test_a_network_of_any_family_is_described_without_its_data(capsys):
+  for network in ('imagenet_resnet50', 'cifar_vgg11', 'cifar_resnet8x2'):
+    config = default_config()
+    config.update(network=network, batch_size=4)
+    describe.print_description(config)
+  printed = capsys.readouterr().out
+  assert '224x224x3, 1000 classes (not prepared: assumed)' in printed
+  assert printed.count('FLOPs an image') == 3
+
+
+def test_it_agrees_with_the_multiplications_known_of_resnet_50():
+  # torchvision documents 4.09 billion multiplications with their additions at 224x224.
+  assert np.isclose(described(network='imagenet_resnet50')['flops_forward'] / 2, 4.09e9, rtol=0.005)
