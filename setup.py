@@ -41,5 +41,6 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         'prepare': ['tensorflow>=2.20'],
         'test': ['pytest>=8', 'ruff>=0.12'],
+        'torch': ['torch>=2.9'],  # to compare with, in tests; and to read .pt files
     },
 )
