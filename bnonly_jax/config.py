@@ -119,10 +119,16 @@ def explain_flags(arguments: Sequence[str]) -> str:
       there = ', '.join(sorted(str(path) for path in pathlib.Path('configs').glob('*.py')))
       return (f'--config={value}: there is no file {file}. Allowed is the path of a config file'
               f' (here: {there or "none"}), and after it a colon and its argument.')
+    if flag in fields:
+      return f'--{flag}: a field of the config is set with --config.{flag}={value}'
     if flag.startswith('config.') and name not in fields:
-      close = difflib.get_close_matches(name, fields, 1, 0.5)
-      return (f'--{flag}: there is no such field. Allowed are {", ".join(fields)}.'
-              + (f' Did you mean --config.{close[0]}?' if close else ''))
+      section = name if any(f.startswith(f'{name}.') for f in fields) else name.rpartition('.')[0]
+      there = [f for f in fields if f.rpartition('.')[0] == section] or fields
+      close = difflib.get_close_matches(name.split('.')[-1], [f.split('.')[-1] for f in there], 1)
+      did_you_mean = [f for f in there if f.split('.')[-1] in close]
+      return (f'--{flag}: there is no such field.'
+              + (f' Did you mean --config.{did_you_mean[0]}?' if did_you_mean else '')
+              + f' Allowed are {", ".join(f"--config.{f}" for f in there)}.')
   return ''
 
 

@@ -1,6 +1,7 @@
 """The plots of one run."""
 
 import pathlib
+import textwrap
 
 import matplotlib
 
@@ -26,7 +27,7 @@ def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> None:
   """Draws training and test accuracy as metrics.jsonl has them."""
   lines = metrics.read(workdir)
   figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
-  for key, label, colour in (('train_accuracy', 'training batches', _ORANGE),
+  for key, label, colour in (('train_accuracy', 'training batches, augmented', _ORANGE),
                              ('test_accuracy', 'test', _BLUE)):
     points = [(line['epoch'], line[key]) for line in lines if key in line]
     axes.plot([x for x, _ in points], [y for _, y in points], label=label, color=colour,
@@ -54,5 +55,7 @@ def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
 
 
 def _save(figure, path):
+  title = figure.axes[0].get_title()
+  figure.axes[0].set_title('\n'.join(textwrap.wrap(title, 70)), fontsize='medium')
   figure.savefig(path, dpi=120)
   plt.close(figure)

@@ -49,12 +49,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
   except Exception as error:  # a config file and ml_collections raise whatever they like
     text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
     sys.exit(f'error: {explain_flags(arguments) or text.strip().splitlines()[-1].strip()}')
-  if _CONFIG.value is None or not (_WORKDIR.value or _DESCRIBE.value):
-    sys.exit('error: --config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
-             ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
   if rest[1:]:
     sys.exit(f'error: {rest[1]!r} is no flag. Write --config.FIELD=VALUE, with the dashes, with the'
              ' equals sign, and in quotes if there are blanks in it.')
+  if _CONFIG.value is None or not (_WORKDIR.value or _DESCRIBE.value):
+    sys.exit('error: --config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
+             ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
   return rest
 
 
@@ -72,6 +72,9 @@ def main(_) -> None:
       train_and_evaluate(_CONFIG.value, _WORKDIR.value)
   except UserError as error:
     sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on from the last checkpoint', file=sys.stderr)
+    sys.exit(130)  # as a shell reports an interrupt
 
 
 if __name__ == '__main__':

@@ -37,10 +37,8 @@ class GroupRow(NamedTuple):
 
   @property
   def trains(self) -> str:
-    """'trains', 'frozen', the number that trains where it is a part, or '-' for an empty group."""
-    if not self.parameters:
-      return '-'
-    return {0: 'frozen', self.parameters: 'trains'}.get(self.trained, f'{self.trained:,} train')
+    """'trains', 'frozen' or, where single weights train, 'in part'."""
+    return {0: 'frozen', self.parameters: 'trains'}.get(self.trained, 'in part')
 
 
 class Chosen(NamedTuple):

@@ -23,16 +23,16 @@ console = rich.console.Console(highlight=False, soft_wrap=True)
 def print_table(rows: list[masks.GroupRow]) -> None:
   """Prints the parameter table: what trains, what is frozen."""
   table = rich.table.Table(box=rich.box.SIMPLE)
-  for column in ('group', 'tensors', 'parameters', '', 'share'):
-    table.add_column(column, justify='left' if column in ('group', '') else 'right')
+  for column in ('group', 'tensors', 'parameters', 'share', 'trained'):
+    table.add_column(column, justify='left' if column == 'group' else 'right')
   total = sum(row.parameters for row in rows)
   for row in rows:
-    table.add_row(row.group, f'{row.tensors:,}', f'{row.parameters:,}', row.trains,
-                  f'{row.parameters / total:.2%}')
+    table.add_row(row.group, f'{row.tensors:,}', f'{row.parameters:,}',
+                  f'{row.parameters / total:.2%}', f'{row.trained:,}' if row.trained else 'frozen')
   trained = sum(row.trained for row in rows)
   table.add_section()
   table.add_row('all', f'{sum(row.tensors for row in rows):,}', f'{total:,}',
-                f'{trained:,} train', f'{trained / total:.2%}')
+                '100.00%', f'{trained:,} ({trained / total:.2%})')
   console.print(table)
 
 
@@ -61,8 +61,9 @@ class Writer:
                              for k, v in scalars.items()}}
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
-    for name, value in scalars.items():
-      self._events.add_scalar(name.replace('_', '/', 1), math.nan if value is None else value, step)
+    for name, value in line.items():
+      if name != 'step' and value is not None:
+        self._events.add_scalar(name.replace('_', '/', 1), value, step)
 
   def close(self) -> None:
     self._file.close()
@@ -130,6 +131,9 @@ class TrainLog:
       self._rate = self._timed * self._batch_size / seconds
       times = {'time_seconds': seconds, 'time_images_per_second': self._rate}
     self.restart_clock()
+    if not np.isfinite(mean['train_loss']):
+      console.print(f'the training loss is not finite at step {self._step}: the run has diverged;'
+                    ' a smaller config.optimizer.learning_rate may help')
     self._writer.write(self._step, {'epoch': self._step / self._steps_per_epoch, **mean, **times})
     self._epoch += values
     self._pending = []

@@ -116,12 +116,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   # 2. The run becomes the workdir's, and says what trains.
   table = masks.table(variables['params'], mask)
   total = sum(row.parameters for row in table)
-  workdir.mkdir(parents=True, exist_ok=True)
+  lock = workdir_lib.lock(workdir)
   workdir_lib.write_json(workdir / 'config.json', facts)
   workdir_lib.write_json(workdir / 'parameters.json', [
       {**row._asdict(), 'trains': row.trains, 'share': row.parameters / total} for row in table])
-  metrics.console.print(f'{config.network} on {config.data.name}: training {config.train}, seed'
-                        f' {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
+  norm = '' if config.norm == 'batch' else f', norm {config.norm}'
+  metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
+                        f' seed {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
   metrics.print_table(table)
 
   # 3. State, frozen half, data and steps.
@@ -190,15 +191,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   title = f'{config.network}, {config.data.name}, training {config.train}'
   figures.accuracy_over_epochs(workdir, title)
   params = jax.device_get(masks.merge(state.trainable, frozen))
-  figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
+  if start_gammas.size:
+    figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
   lines = metrics.read(workdir)
-  final = next(line for line in reversed(lines) if 'test_accuracy' in line)
+  final = next(x for x in lines if x['step'] == total_steps and 'test_accuracy' in x)
   result = {
       'test_accuracy': final['test_accuracy'],
       'test_loss': final['test_loss'],
       'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
       'network': config.network,
       'train': config.train,
+      'norm': config.norm,
       'parameters': total,
       'trained_parameters': sum(row.trained for row in table),
       'data': config.data.name,
@@ -215,14 +218,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
       'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
   }
   workdir_lib.write_json(workdir / 'result.json', result)
+  lock.close()
   report(result, workdir)
   return result
 
 
 def report(result: dict[str, Any], workdir: pathlib.Path) -> None:
   """Prints a run's result and where its plots are."""
+  plots = [str(workdir / name) for name in ('accuracy.png', 'gamma.png')
+           if (workdir / name).exists()]
+  lost = '' if result['test_loss'] is not None else 'diverged: the test loss is not finite\n'
   metrics.console.print(
-      f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of training'
-      f' {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
+      f'{lost}test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of'
+      f' training {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
       f' (untrained: {result["untrained_test_accuracy"]:.4f})\n'
-      f'plots: {workdir / "accuracy.png"}  {workdir / "gamma.png"}')
+      f'plots: {"  ".join(plots)}')

@@ -1,9 +1,13 @@
 """The folder of one run: whose it is, and files that are either whole or not there."""
 
+import fcntl
 import json
 import os
 import pathlib
+import platform
+import time
 from typing import Any
+from typing import TextIO
 
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
@@ -56,6 +60,33 @@ def check(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
 def read_json(path: pathlib.Path) -> Any:
   """Returns the value in a JSON file."""
   return json.loads(path.read_text())
+
+
+def lock(workdir: pathlib.Path) -> TextIO:
+  """Makes the folder and keeps other processes out of it until this one ends.
+
+  Returns:
+    The open lock file. The lock lasts as long as the process keeps it.
+
+  Raises:
+    UserError: the folder cannot be made, or another process has it; the message says which.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / '.lock', 'a+')  # noqa: SIM115
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be made or written ({error}). Choose another'
+                    ' --workdir.') from error
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    file.seek(0)
+    raise UserError(f'--workdir={workdir} is in use by {file.read().strip() or "another process"}.'
+                    ' Wait for it or stop it, or choose another --workdir.') from error
+  file.truncate(0)
+  file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
+  file.flush()
+  return file
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -1,6 +1,6 @@
 """The paper's ImageNet recipe: BatchNorm only, 90 epochs, warm-up over 5, drops at 30, 60 and 80.
 
-  python -m bnonly_jax.main --config=configs/imagenet.py:50 --describe
+  python -m bnonly_jax.main --config=configs/imagenet.py:resnet50 --describe
 
 Training needs images of many sizes to be decoded as it goes, which is not there yet: what runs is
 --describe, and data sets whose images have one size (--config.data.name=...). The paper reports
@@ -12,10 +12,10 @@ import ml_collections
 from bnonly_jax.config import default_config
 
 
-def get_config(network: str = '50') -> ml_collections.ConfigDict:
-  """Args: network, DEPTH or DEPTHxK: 18, 34, 50, 101, 152 or 200, and K times 64 channels."""
+def get_config(network: str = 'resnet50') -> ml_collections.ConfigDict:
+  """Args: network, resnetN or resnetNxK: N = 18, 34, 50, 101, 152 or 200, K times 64 channels."""
   config = default_config()
-  config.network = f'imagenet_resnet{network}'
+  config.network = f'imagenet_{network}'
   config.data.name = 'imagenet2012'
   config.data.pad = 0
   config.epochs = 90

@@ -42,6 +42,7 @@ def test_the_default_is_valid():
 def test_a_misspelt_flag_gets_a_suggestion():
   message = config_lib.explain_flags(['main', '--config.optimizer.learning_rat=1'])
   assert 'Did you mean --config.optimizer.learning_rate?' in message
+  assert '--config.optimizer.momentum' in message and '--config.epochs' not in message
   assert config_lib.explain_flags(['main', '--config.seed=1']) == ''
 
 

@@ -40,6 +40,8 @@ def digits(data_dir, workdir, *more, config='configs/digits.py:resnet8'):
     ('--config.train=batchnrom', "'batchnrom' is no group. Allowed are"),
     ('--config.data.name=cifar10', 'data.prepare --dataset=cifar10'),
     ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+    ('--config.data=digits', 'there is no such field. Allowed are --config.data.dir'),
+    ('--epochs=3', 'a field of the config is set with --config.epochs=3'),
     ('config.epochs=3', "'config.epochs=3' is no flag"),
     ('--workdir=', '--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed'),
 ])
@@ -126,6 +128,21 @@ def same_run(one, other):
     return {k: v for k, v in values.items() if k not in ('seconds', 'finished')}
 
   return lines(one) == lines(other) and result(one) == result(other)
+
+
+def test_an_interrupt_is_one_line_and_the_run_goes_on(data_dir, tmp_path, whole):
+  arguments = digits(data_dir, tmp_path / 'run')
+  process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  for line in process.stdout:
+    if line.startswith('epoch 1/2'):
+      process.send_signal(signal.SIGINT)
+      break
+  _, errors = process.communicate()
+  assert process.returncode == 130
+  assert errors.strip() == 'stopped; the same command goes on from the last checkpoint'
+  assert call(*arguments).returncode == 0
+  assert same_run(tmp_path / 'run', whole)
 
 
 @pytest.mark.slow

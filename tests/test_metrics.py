@@ -86,7 +86,7 @@ def test_the_table_says_what_trains(capsys):
                        masks.GroupRow('output', 2, 10, 4)])
   printed = capsys.readouterr().out
   rows = {words[0]: words[1:] for words in map(str.split, printed.splitlines()) if words}
-  assert rows['gamma'] == ['2', '30', 'trains', '30.00%']
-  assert rows['conv'] == ['3', '60', 'frozen', '60.00%']
-  assert rows['output'] == ['2', '10', '4', 'train', '10.00%']
-  assert rows['all'] == ['7', '100', '34', 'train', '34.00%']
+  assert rows['gamma'] == ['2', '30', '30.00%', '30']
+  assert rows['conv'] == ['3', '60', '60.00%', 'frozen']
+  assert rows['output'] == ['2', '10', '10.00%', '4']
+  assert rows['all'] == ['7', '100', '100.00%', '34', '(34.00%)']

@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from bnonly_jax import data
 from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import train
+from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 
@@ -44,7 +46,7 @@ def last_state(workdir):
 def test_the_workdir_holds_all_of_the_run(run):
   workdir, result = run
   assert sorted(p.name for p in workdir.iterdir()) == [
-      'accuracy.png', 'checkpoints', 'config.json', 'frozen', 'gamma.png', 'metrics.jsonl',
+      '.lock', 'accuracy.png', 'checkpoints', 'config.json', 'frozen', 'gamma.png', 'metrics.jsonl',
       'parameters.json', 'result.json', 'tensorboard']
   assert json.loads((workdir / 'config.json').read_text())['data.name'] == 'digits'
   rows = {row['group']: row for row in json.loads((workdir / 'parameters.json').read_text())}
@@ -192,10 +194,21 @@ def test_a_run_goes_on_where_its_data_moved_but_not_on_other_devices(run, data_d
     train.train_and_evaluate(tiny_config(data_dir), workdir)
 
 
-def test_a_diverged_run_ends_and_says_so(data_dir, tmp_path):
+def test_a_workdir_in_use_is_refused(data_dir, tmp_path):
+  with workdir_lib.lock(tmp_path):
+    with pytest.raises(UserError, match=f'in use by process {os.getpid()} on .* since '):
+      train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['.lock']
+  workdir_lib.lock(tmp_path).close()
+
+
+def test_a_diverged_run_ends_and_says_so(data_dir, tmp_path, capsys):
   config = tiny_config(data_dir, epochs=1)
   config.optimizer.learning_rate = 1e30
   train.train_and_evaluate(config, tmp_path)
   lines = metrics.read(tmp_path)
   assert lines[-2]['train_loss'] is None and lines[-1]['test_loss'] is None
+  printed = capsys.readouterr().out
+  assert 'not finite at step 2: the run has diverged' in printed
+  assert 'diverged: the test loss is not finite' in printed
   assert json.loads((tmp_path / 'result.json').read_text())['test_loss'] is None

@@ -53,6 +53,8 @@ def find(name: str, data_dir: str) -> Info:
   """
   root = directory(data_dir)
   remedy = f'Prepare it: python -m bnonly_jax.data.prepare --dataset={name}'
+  if name == 'cifar10_jpeg':
+    remedy += ' --source=PATH'
   if data_dir:
     remedy += f' --data_dir={data_dir}'
   if name == 'digits':  # prepares itself when a run starts

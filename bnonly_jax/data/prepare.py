@@ -5,6 +5,7 @@ or tar given as --source. Any other name is TFDS's: its archives are downloaded,
 folder --source if they lie there under their official names; this needs TensorFlow once.
 """
 
+import contextlib
 import importlib.util
 import pathlib
 import sys
@@ -35,12 +36,15 @@ def prepare(name: str, data_dir: str = '', source: str = '') -> data.Info:
   if name == 'cifar10_jpeg' and not source:
     raise UserError('--source is missing: cifar10_jpeg is read from a folder or tar with'
                     ' train/<class>/*.jpg and test/<class>/*.jpg. Add --source=PATH.')
+  if name == 'cifar10_jpeg' and not pathlib.Path(source).expanduser().exists():
+    raise UserError(f'--source is {source!r}, which does not exist. Name the folder or tar.')
   import tensorflow_datasets as tfds
   if name == 'digits':
     from bnonly_jax.data.digits import Digits
     tfds.disable_progress_bar()
     try:
-      Digits(**kwargs).download_and_prepare()
+      with contextlib.redirect_stdout(None):  # TFDS speaks of a download, and there is none
+        Digits(**kwargs).download_and_prepare()
     except OSError as error:
       if not data.versions(name, root):  # else another run was faster
         raise UserError(f'{root} cannot hold the data set digits ({error}). Name another'

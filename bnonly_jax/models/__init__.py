@@ -45,4 +45,5 @@ def create(name: str, classes: int, norm: str = 'batch', sync_axis: str | None =
     return ImageNetResNet(depth, 64 * factor, classes, norm, sync_axis)
   if family == 'cifar_vgg' and depth in GROUPS and not match[3]:
     return CifarVGG(depth, classes, norm, sync_axis)
-  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14.')
+  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14 (after'
+                  ' configs/cifar10.py: just resnet14).')
