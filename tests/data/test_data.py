@@ -99,7 +99,7 @@ def test_cifar10_jpeg_is_read_from_a_folder_or_a_tar(tmp_path, packed):
 
 
 @pytest.mark.parametrize('make, message', [
-    (lambda p: None, 'cannot be read'),
+    (lambda p: None, 'does not exist'),
     (lambda p: p.mkdir(), 'without train/<class>'),
     (lambda p: p.write_bytes(b'no tar'), 'cannot be read')])
 def test_a_wrong_source_is_an_error_and_leaves_nothing_prepared(tmp_path, make, message):
