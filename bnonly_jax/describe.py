@@ -87,8 +87,9 @@ def print_description(config: ml_collections.ConfigDict) -> None:
 def flops(jaxpr: core.Jaxpr) -> int:
   """Counts the multiplications and additions of a jaxpr's convolutions and matrix products.
 
-  A scan counts as often as it runs, which XLA's own analysis of a compiled loop does not do. All
-  that is no convolution or product (norms, ReLUs, the optimizer) is left out.
+  A scan counts as often as it runs; XLA's own analysis of the compiled step counts a loop once, and
+  leaves out products with the padding, which count here as in the figures papers give. All that
+  is no convolution or product (norms, ReLUs, the optimizer) is left out.
   """
   total = 0
   for eqn in jaxpr.eqns:
