@@ -54,6 +54,10 @@ def default_config() -> ml_collections.ConfigDict:
   # Folder that holds the prepared data sets; '' is TFDS's own: $TFDS_DATA_DIR or
   # ~/tensorflow_datasets.
   config.data.dir = ''
+  # Share of the training images that is used, chosen by the seed.
+  config.data.subsample = 1.0
+  # Share of the training labels replaced by a class drawn at random, by the seed and for good.
+  config.data.random_labels = 0.0
   # Augmentation: pad with this many black pixels on every side, crop at random to the old size.
   config.data.pad = 4
   # Augmentation: mirror left to right with probability 1/2.
@@ -163,6 +167,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     require(field, 'a number above 0', lambda v: v > 0)
   for field in _NOT_NEGATIVE:
     require(field, '0 or more', lambda v: v >= 0)
+  require('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
+  require('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
   require('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
   require('data.mean', 'numbers', lambda v: True)
   require('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)

@@ -47,6 +47,7 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   """
   config_lib.validate(config)
   info = info or data.find(config.data.name, config.data.dir)
+  info = info._replace(train_images=round(config.data.subsample * info.train_images))
   channels, devices = info.image_shape[-1], jax.local_device_count()
 
   def require(field, allowed, holds):
@@ -55,7 +56,7 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
                                  f' {allowed}. Set --config.{field}=...')
 
   require('batch_size', f'a multiple of the {devices} devices', config.batch_size % devices == 0)
-  require('batch_size', f'up to the {info.train_images} training images of {config.data.name}',
+  require('batch_size', f'up to the {info.train_images} training images in use',
           config.batch_size <= info.train_images)
   for field in ('mean', 'std'):
     require(f'data.{field}', f'one number or one for each of the {channels} channel(s)',
@@ -142,6 +143,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   state, frozen = steps.place((state, frozen), devices)
 
   train_set, test_set = data.load(info.path)
+  train_set = data.subsample(train_set, info.train_images, config.seed)
+  train_set = data.randomise_labels(train_set, config.data.random_labels, info.classes, config.seed)
   train_set = train_set._replace(images=augment.pad_images(train_set.images, config.data.pad))
   train_set, test_set = steps.place((train_set, test_set), devices)
   normalise = augment.normaliser(config.data.mean, config.data.std)

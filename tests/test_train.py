@@ -133,10 +133,17 @@ def test_the_frozen_half_on_disk_is_the_start(run, data_dir):
       np.testing.assert_array_equal(kept[name], value, err_msg=name)
 
 
+def test_random_labels_cannot_be_learnt_for_the_test_set(data_dir, tmp_path):
+  fields = {'data.random_labels': 1.0, 'data.subsample': 0.5, 'batch_size': 64}
+  config = tiny_config(data_dir, **fields)
+  result = train.train_and_evaluate(config, tmp_path)
+  assert result['train_images'] == 718 and result['steps'] == 2 * 11
+  assert result['test_accuracy'] < 0.25
+
+
 def test_it_learns(data_dir, tmp_path):
-  # Ten classes: an untrained network guesses. Four devices, so each normalises by 16 images.
-  config = tiny_config(data_dir, epochs=12, batch_size=64, sync_batchnorm=True,
-                       network='cifar_resnet8x2')
+  # Ten classes: an untrained network guesses.
+  config = tiny_config(data_dir, epochs=8, batch_size=64, network='cifar_resnet8x2')
   result = train.train_and_evaluate(config, tmp_path)
   assert result['test_accuracy'] > 0.4 > 0.2 > result['untrained_test_accuracy']
 
@@ -147,9 +154,11 @@ def test_it_learns(data_dir, tmp_path):
     ({'train': 'gamma-gamma'}, 'matches no parameter'),
     ({'data.name': 'cifar10'}, "config.data.name is 'cifar10', which is not prepared"),
     ({'data.mean': (0.1, 0.2, 0.3)}, 'config.data.mean .* one for each of the 1 channel'),
-    ({'batch_size': 1440}, 'config.batch_size is 1440; .* 1437 training images of digits'),
+    ({'batch_size': 1440}, 'config.batch_size is 1440; .* 1437 training images in use'),
     ({'batch_size': 30}, 'a multiple of the 4 devices'),
     ({'epochs': 0}, 'config.epochs is 0'),
+    ({'data.subsample': 0.1}, 'config.batch_size is 256; .* 144 training images in use'),
+    ({'data.random_labels': 1.5}, 'config.data.random_labels is 1.5; allowed is 0 to 1'),
     ({'norm': 'instance'}, "config.norm is 'instance'; allowed is batch, group, layer, none"),
     ({'weight_start': 'zero'}, "config.weight_start is 'zero'; allowed is he_normal, he_uniform"),
     ({'norm_start': '1,1'}, "config.norm_start is '1,1'; allowed is uniform, one_zero, one_one"),

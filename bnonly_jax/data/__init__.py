@@ -107,6 +107,29 @@ def load(path: pathlib.Path) -> tuple[Images, Images]:
   return read('train'), read(_test_split(builder.info))
 
 
+def subsample(train_set: Images, number: int, seed: int) -> Images:
+  """Returns `number` of the training images, chosen by the seed, in their old order."""
+  if number == len(train_set.labels):
+    return train_set
+  chosen = seeds.host_generator(seed, 'subsample').permutation(len(train_set.labels))[:number]
+  chosen.sort()
+  return Images(train_set.images[chosen], train_set.labels[chosen])
+
+
+def randomise_labels(train_set: Images, share: float, classes: int, seed: int) -> Images:
+  """Replaces a share of the labels by uniformly drawn classes (Zhang et al., arXiv 1611.03530).
+
+  A drawn class can be the old one. A larger share replaces the same labels by the same classes and
+  more besides.
+  """
+  generator = seeds.host_generator(seed, 'random_labels')
+  replaced = generator.permutation(len(train_set.labels))[:round(share * len(train_set.labels))]
+  drawn = generator.integers(0, classes, len(train_set.labels), np.int32)
+  labels = train_set.labels.copy()
+  labels[replaced] = drawn[replaced]
+  return train_set._replace(labels=labels)
+
+
 def train_indices(seed: int, step: int, images: int, batch_size: int,
                   epoch_order: dict[int, np.ndarray]) -> np.ndarray:
   """Returns the images that a training step takes.

@@ -181,3 +181,32 @@ def test_a_run_does_not_touch_tensorflow(data_dir, tmp_path):
       cwd=root, env={**os.environ, 'PYTHONPATH': str(tmp_path), 'XLA_FLAGS': ''},
       capture_output=True, text=True, check=False)
   assert done.returncode == 0 and 'test accuracy' in done.stdout, done.stderr
+
+
+def numbered(count):
+  return data.Images(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1),
+                     (np.arange(count) % 10).astype(np.int32))
+
+
+def test_a_subsample_is_chosen_by_the_seed_and_keeps_pairs_and_order():
+  whole = numbered(200)
+  part, other = (data.subsample(whole, 50, seed) for seed in (0, 1))
+  images = part.images.ravel()
+  assert len(images) == 50 and np.all(np.diff(images.astype(int)) > 0)
+  np.testing.assert_array_equal(part.labels, images % 10)
+  assert np.any(images != other.images.ravel())
+  np.testing.assert_array_equal(data.subsample(whole, 200, 0).images, whole.images)
+
+
+def test_random_labels_replace_their_share_uniformly():
+  whole = numbered(10_000)
+  half, all_of_them = (data.randomise_labels(whole, share, 10, 0) for share in (0.5, 1.0))
+  changed = np.mean(half.labels != whole.labels)
+  assert abs(changed - 0.5 * 0.9) < 6 * np.sqrt(0.09 * 0.5 / 10_000)
+  counts = np.bincount(all_of_them.labels, minlength=10)
+  assert len(counts) == 10 and np.all(abs(counts - 1000) < 6 * np.sqrt(1000 * 0.9))
+  # What half replaces, all replaces by the same.
+  differ = half.labels != whole.labels
+  np.testing.assert_array_equal(half.labels[differ], all_of_them.labels[differ])
+  np.testing.assert_array_equal(data.randomise_labels(whole, 0.0, 10, 0).labels, whole.labels)
+  assert np.any(all_of_them.labels != data.randomise_labels(whole, 1.0, 10, 1).labels)
