@@ -75,14 +75,13 @@ def test_the_state_is_as_small_as_what_trains():
 
 
 def test_the_batchnorm_only_step_has_no_gradient_of_a_weight():
-  # ResNet-8: nine convolutions and the output forward; backward again all but the first.
-  text = compiled(conftest.make_setup('batchnorm')).as_text()
-  convolutions = len(re.findall(r' convolution\(', text))
-  products = len(re.findall(r' dot\(|custom-call\(.*matmul', text))
-  assert (convolutions, products) == (9 + 8, 2)
-  text = compiled(conftest.make_setup('all')).as_text()
-  assert (len(re.findall(r' convolution\(', text)) + len(re.findall(r' dot\(', text))
-          > convolutions + products)
+  # ResNet-8: nine convolutions and the output forward; backward again all but the first. On the
+  # smallest images a convolution is a product.
+  batchnorm, everything = (
+      len(re.findall(r' convolution\(| dot\(', compiled(conftest.make_setup(selection)).as_text()))
+      for selection in ('batchnorm', 'all'))
+  assert batchnorm == (9 + 1) + (8 + 1)
+  assert everything >= batchnorm + 9 + 1
 
 
 @pytest.mark.parametrize('selection', ['batchnorm', 'all'])

@@ -22,6 +22,14 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def _conv(x, kernel, stride=1):
+  height, width = x.shape[1:3]
+  if stride == 1 and height * width <= 4 and jax.default_backend() == 'cpu':
+    # On images this small XLA's CPU convolution is 8 to 70 times slower than the same product of
+    # patches.
+    size, pad = kernel.shape[0], (kernel.shape[0] - 1) // 2
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    patches = [x[:, i:i + height, j:j + width] for i in range(size) for j in range(size)]
+    return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
   padding = [((size - 1) // 2,) * 2 for size in kernel.shape[:2]]
   return lax.conv_general_dilated(
       x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))

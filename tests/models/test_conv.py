@@ -19,6 +19,19 @@ def test_the_form_for_cpu_scans_has_the_gradients_of_the_plain_one(size):
       np.testing.assert_allclose(ours, plain, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize('size', [1, 3, 5])
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2), (1, 3), (4, 1)])
+def test_the_product_of_patches_is_the_convolution(shape, size):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, *shape, 3)).astype(np.float32)
+  kernel = rng.standard_normal((size, size, 3, 4)).astype(np.float32)
+  padding = [((size - 1) // 2,) * 2] * 2
+  expected = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding,
+                                          dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  assert ' dot_general' in str(jax.make_jaxpr(conv.conv)(x, kernel))
+  np.testing.assert_allclose(conv.conv(x, kernel), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_stride_two_pads_as_pytorch_does():
   # A 3x3 kernel that picks the top left pixel of its window: with one pixel of padding before, it
   # picks the pixels at odd places, one before each even centre.
