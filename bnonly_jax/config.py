@@ -142,6 +142,17 @@ _NOT_NEGATIVE = ('data.pad', 'optimizer.learning_rate', 'optimizer.weight_decay'
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size')
 
 
+def require(config: ml_collections.ConfigDict, field: str, allowed: str, holds: bool) -> None:
+  """Checks one field, given by its dotted name.
+
+  Raises:
+    UserError: it does not hold; the message gives the value and what is allowed.
+  """
+  if not holds:
+    raise UserError(f'config.{field} is {flat(config)[field]!r}; allowed is {allowed}.'
+                    f' Set --config.{field}=...')
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
   """Checks what the fields alone can tell.
 
@@ -154,25 +165,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
     raise UserError(f'the config has other fields than bnonly_jax.config.default_config(): {names}.'
                     ' Start from default_config() and change its fields.')
 
-  def require(field, allowed, rule):
-    value = config
-    for part in field.split('.'):
-      value = value[part]
-    values = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(v, int | float) and rule(v) for v in values):
-      raise UserError(f'config.{field} is {value!r}; allowed is {allowed}.'
-                      f' Set it with --config.{field}=...')
+  def check(field, allowed, rule):
+    values = given[field] if isinstance(given[field], list) else [given[field]]
+    require(config, field, allowed, all(isinstance(v, int | float) and rule(v) for v in values))
 
   for field in _POSITIVE:
-    require(field, 'a number above 0', lambda v: v > 0)
+    check(field, 'a number above 0', lambda v: v > 0)
   for field in _NOT_NEGATIVE:
-    require(field, '0 or more', lambda v: v >= 0)
-  require('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
-  require('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
-  require('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
-  require('data.mean', 'numbers', lambda v: True)
-  require('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
-  require('optimizer.drops', 'fractions of the run, between 0 and 1', lambda v: 0 < v < 1)
-  require('optimizer.drop_factor', 'a number above 0', lambda v: v > 0)
-  require('optimizer.warmup_epochs', f'at most config.epochs = {config.epochs}',
-          lambda v: v <= config.epochs)
+    check(field, '0 or more', lambda v: v >= 0)
+  check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
+  check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
+  check('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
+  check('data.mean', 'numbers', lambda v: True)
+  check('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
+  check('optimizer.drops', 'fractions of the run, between 0 and 1', lambda v: 0 < v < 1)
+  check('optimizer.drop_factor', 'a number above 0', lambda v: v > 0)
+  check('optimizer.warmup_epochs', f'at most config.epochs = {config.epochs}',
+        lambda v: v <= config.epochs)

@@ -31,7 +31,6 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Raises:
     UserError: as `train.plan`.
   """
-  config_lib.validate(config)
   try:
     info, prepared = data.find(config.data.name, config.data.dir), True
   except config_lib.UserError:

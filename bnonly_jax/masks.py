@@ -16,6 +16,7 @@ import numpy as np
 
 from bnonly_jax import seeds
 from bnonly_jax.config import UserError
+from bnonly_jax.models import layers
 
 # Every parameter belongs to the first group whose expression is found in its name.
 GROUPS = {
@@ -224,7 +225,7 @@ def table(params: dict[str, Any], mask: dict[str, Any] | None = None) -> list[Gr
     names = [name for name in params if groups[name] == group]
     rows.append(GroupRow(
         group,
-        sum(params[n].shape[0] if '_stack/' in n else 1 for n in names),
+        sum(params[n].shape[0] if layers.is_stacked(n) else 1 for n in names),
         sum(int(np.prod(params[n].shape)) for n in names),
         sum(int(np.sum(np.broadcast_to(mask[n], params[n].shape))) for n in names)))
   return rows

@@ -1,6 +1,7 @@
 """One run, from a config to a workdir: read it from top to bottom."""
 
 import contextlib
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -49,12 +50,7 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   info = info or data.find(config.data.name, config.data.dir)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   channels, devices = info.image_shape[-1], jax.local_device_count()
-
-  def require(field, allowed, holds):
-    if not holds:
-      raise config_lib.UserError(f'config.{field} is {config_lib.flat(config)[field]!r}; allowed is'
-                                 f' {allowed}. Set --config.{field}=...')
-
+  require = functools.partial(config_lib.require, config)
   require('batch_size', f'a multiple of the {devices} devices', config.batch_size % devices == 0)
   require('batch_size', f'up to the {info.train_images} training images in use',
           config.batch_size <= info.train_images)

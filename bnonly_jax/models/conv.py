@@ -22,17 +22,21 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def _conv(x, kernel, stride=1):
-  height, width = x.shape[1:3]
-  if stride == 1 and height * width <= 4 and jax.default_backend() == 'cpu':
+  if stride == 1 and x.shape[1] * x.shape[2] <= 4 and jax.default_backend() == 'cpu':
     # On images this small XLA's CPU convolution is 8 to 70 times slower than the same product of
     # patches.
-    size, pad = kernel.shape[0], (kernel.shape[0] - 1) // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    patches = [x[:, i:i + height, j:j + width] for i in range(size) for j in range(size)]
-    return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return (jnp.concatenate(_shifted(x, kernel.shape[0]), -1)
+            @ kernel.reshape(-1, kernel.shape[-1]))
   padding = [((size - 1) // 2,) * 2 for size in kernel.shape[:2]]
   return lax.conv_general_dilated(
       x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _shifted(x, size):
+  """The padded images as each tap of a kernel sees them, tap by tap."""
+  height, width, pad = *x.shape[1:3], (size - 1) // 2
+  x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  return [x[:, i:i + height, j:j + width] for i in range(size) for j in range(size)]
 
 
 # In the body of a scan XLA's CPU backend runs the transposed convolutions that autodiff asks for 7
@@ -57,11 +61,7 @@ def _backward(saved, dy):
 
 def _kernel_gradient(x, dy, shape):
   """The sum over images and positions of shifted x times dy, as one matrix product a kernel tap."""
-  height, width = x.shape[1:3]
-  pad_h, pad_w = (shape[0] - 1) // 2, (shape[1] - 1) // 2
-  x = jnp.pad(x, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
-  taps = [jnp.einsum('nhwi,nhwo->io', x[:, i:i + height, j:j + width], dy)
-          for i in range(shape[0]) for j in range(shape[1])]
+  taps = [jnp.einsum('nhwi,nhwo->io', tap, dy) for tap in _shifted(x, shape[0])]
   return jnp.stack(taps).reshape(shape)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from bnonly_jax.config import UserError
+from bnonly_jax.models import layers
 from bnonly_jax.models.cifar_resnet import CifarResNet
 from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
@@ -82,12 +83,13 @@ def convert(state_dict: dict[str, np.ndarray], network: nn.Module,
       continue
     tensors = [_transposed(np.asarray(state_dict[source], np.float32)) for source in sources]
     left -= set(sources)
-    wanted = leaf.shape[1:] if '_stack/' in name else leaf.shape
+    stacked = layers.is_stacked(name)
+    wanted = leaf.shape[1:] if stacked else leaf.shape
     other_shape += [f'{source} is {tensor.shape} and must be {wanted}'
                     for source, tensor in zip(sources, tensors, strict=True)
                     if tensor.shape != wanted]
     if not other_shape:
-      variables[name] = np.stack(tensors) if '_stack/' in name else tensors[0]
+      variables[name] = np.stack(tensors) if stacked else tensors[0]
   problems = [f'{len(names)} {what}: {", ".join(sorted(names)[:5])}{", ..." if names[5:] else ""}'
               for what, names in (('missing', missing), ('of another shape, last axis features',
                                                          other_shape),

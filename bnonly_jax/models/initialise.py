@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from bnonly_jax import seeds
+from bnonly_jax.models import layers
 
 # How weights start: as in open_lth's models/initializers.py. Each takes a generator and the shape
 # of one kernel, the features last.
@@ -84,7 +85,7 @@ def initialise(network: nn.Module, image_shape: tuple[int, ...], seed: int,
     generator = seeds.host_generator(seed, f'params/{name}')
     if name.endswith('kernel'):
       kernel = WEIGHT_STARTS[weight_start]
-      if '_stack/' in name:
+      if layers.is_stacked(name):
         return np.stack([kernel(generator, shape[1:]) for _ in range(shape[0])])
       return kernel(generator, shape)
     if name.endswith('scale'):

@@ -78,6 +78,11 @@ def shortcut(x: jax.Array, features: int, stride: int, norm: Norm) -> jax.Array:
   return norm('shortcut_norm')(Conv(features, 1, stride, name='shortcut_conv')(x), relu=False)
 
 
+def is_stacked(name: str) -> bool:
+  """Whether a variable of this name stacks, on its first axis, those of a stage's equal blocks."""
+  return '_stack/' in name
+
+
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, norm: Norm,
           stride: int) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
