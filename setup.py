@@ -21,6 +21,7 @@ setuptools.setup(
     install_requires=[
         'absl-py>=2.1',
         'flax>=0.12',
+        'grain>=0.2.10',
         'importlib_resources>=6.4',  # tensorflow-datasets 4.9.10 imports it without declaring it
         'jax>=0.10',
         'matplotlib>=3.9',
@@ -39,7 +40,7 @@ setuptools.setup(
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
-        'prepare': ['tensorflow>=2.20'],
+        'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
         'test': ['pytest>=8', 'ruff>=0.12'],
         'torch': ['torch>=2.9'],  # to compare with, in tests; and to read .pt files
     },

@@ -49,11 +49,35 @@ def default_config() -> ml_collections.ConfigDict:
   config.sync_batchnorm = False
 
   config.data = ml_collections.ConfigDict()
-  # digits, cifar10_jpeg, or the name of any prepared TFDS image classification data set.
+  # digits, cifar10_jpeg, the name of any prepared TFDS image classification data set, or
+  # folder:PATH with images PATH/train/CLASS/* and PATH/test/CLASS/*.
   config.data.name = 'cifar10'
   # Folder that holds the prepared data sets; '' is TFDS's own: $TFDS_DATA_DIR or
   # ~/tensorflow_datasets.
   config.data.dir = ''
+  # The split to test on; '' is test, or else validation or val.
+  config.data.test_split = ''
+  # Channels that the network sees: 1 (grey) or 3, converted if need be; 0: those of the data set.
+  config.data.channels = 0
+  # Side of the images that the network sees. 0: as they are, of one size. Else training takes a
+  # random region of each image, resized to this, and evaluation the centre.
+  config.data.image_size = 0
+  # With image_size: the random region's share of the area, uniform between these.
+  config.data.crop_area = (0.1, 1.0)
+  # With image_size: its ratio of width to height, log-uniform between these.
+  config.data.crop_ratio = (0.8, 1.25)
+  # With image_size: evaluation resizes the shorter side to this before it takes the centre.
+  config.data.eval_resize = 256
+  # GiB on each device up to which a data set without image_size is kept there whole. A larger one
+  # is decoded on the host as training goes: streamed.
+  config.data.resident_limit = 2.0
+  # Streamed: batches decoded at the same time; 0: as many as there are cores, up to 32.
+  config.data.workers = 0
+  # Streamed: who decodes, threads or processes (which take some seconds to start).
+  config.data.worker_kind = 'threads'
+  # What a corrupt image or a label out of range does: stop, or skip (in training the next image of
+  # the data set takes its place, evaluation leaves it out; both are counted).
+  config.data.bad_images = 'stop'
   # Share of the training images that is used, chosen by the seed.
   config.data.subsample = 1.0
   # Share of the training labels replaced by a class drawn at random, by the seed and for good.
@@ -137,8 +161,9 @@ def explain_flags(arguments: Sequence[str]) -> str:
 
 
 _POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every',
-             'checkpoint_every', 'checkpoint_keep', 'data.std')
-_NOT_NEGATIVE = ('data.pad', 'optimizer.learning_rate', 'optimizer.weight_decay',
+             'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
+_NOT_NEGATIVE = ('data.pad', 'data.image_size', 'data.workers', 'data.resident_limit',
+                 'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size')
 
 
@@ -176,6 +201,17 @@ def validate(config: ml_collections.ConfigDict) -> None:
   check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
   check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
   check('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
+  require(config, 'data.channels', '0, 1 or 3', config.data.channels in (0, 1, 3))
+  require(config, 'data.worker_kind', 'threads or processes',
+          config.data.worker_kind in ('threads', 'processes'))
+  require(config, 'data.bad_images', 'stop or skip', config.data.bad_images in ('stop', 'skip'))
+  check('data.crop_area', 'a smaller and a larger share of the area, above 0 and up to 1',
+        lambda v: 0 < v <= 1)
+  for field in ('crop_area', 'crop_ratio'):
+    require(config, f'data.{field}', 'two numbers, the smaller first',
+            len(config.data[field]) == 2 and config.data[field][0] <= config.data[field][1])
+  require(config, 'data.eval_resize', f'at least config.data.image_size = {config.data.image_size}',
+          config.data.eval_resize >= config.data.image_size)
   check('data.mean', 'numbers', lambda v: True)
   check('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
   check('optimizer.drops', 'fractions of the run, between 0 and 1', lambda v: 0 < v < 1)

@@ -32,11 +32,12 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     UserError: as `train.plan`.
   """
   try:
-    info, prepared = data.find(config.data.name, config.data.dir), True
+    info, prepared = data.find(config), True
   except config_lib.UserError:
     large = config.network.startswith('imagenet')
-    info = data.Info(None, (224, 224, 3) if large else (32, 32, 3), 1000 if large else 10,
-                     1_281_167 if large else 50_000, 50_000 if large else 10_000)
+    shape = (224, 224, 3) if large else (32, 32, 3)
+    info = data.Info(None, '', shape, shape, ('',) * (1000 if large else 10),
+                     1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test')
     prepared = False
   _, network, shapes, mask = train.plan(config, info)
   rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)

@@ -1,10 +1,13 @@
 """The state, the training step and the evaluation step, each one pmap over the devices.
 
 State and frozen parameters have no axis of devices; the batch has. The host says which images a
-step takes; the step crops, flips and normalises them itself.
+step takes, or brings them; the step crops, flips and normalises them itself.
 """
 
+import collections
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
@@ -14,10 +17,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+import numpy as np
 import optax
 
 from bnonly_jax import masks
 from bnonly_jax.data import augment
+from bnonly_jax.data import Images
 
 AXIS = 'batch'
 
@@ -44,10 +49,37 @@ def place(tree: Any, devices: int) -> Any:
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def feed(batches: Iterable[Any], devices: int) -> Iterator[Any]:
+  """Yields batches spread over the first `devices` devices, the next already on its way there.
+
+  Args:
+    batches: trees of NumPy arrays [n, ...], n a multiple of the devices; plain numbers stay.
+    devices: how many.
+  """
+  mesh = Mesh(jax.local_devices()[:devices], (AXIS,))
+  sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+  def send(x):
+    if not np.ndim(x):
+      return x
+    return jax.device_put(x.reshape(devices, -1, *x.shape[1:]), sharding)
+
+  ahead = collections.deque()
+  for batch in batches:
+    ahead.append(jax.tree.map(send, batch))
+    if len(ahead) > 1:
+      yield ahead.popleft()
+  yield from ahead
+
+
 def _pmap(step: Callable[..., Any], donate: tuple[int, ...]) -> Callable[..., Any]:
   """Spreads a step over the devices: the one place that does."""
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None,
                   donate_argnums=donate)
+
+
+def _look_up(data, batch):
+  return batch if data is None else Images(data.images[batch], data.labels[batch])
 
 
 def train_step(network: nn.Module, tx: optax.GradientTransformation,
@@ -65,15 +97,15 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     normalise: uint8 images to floating point.
 
   Returns:
-    A function (state, frozen, data: Images, index: int32 [devices, n]) -> (state, metrics), with
+    A function (state, frozen, data, batch) -> (state, metrics): data is Images and batch int32
+    [devices, n] says which of them, or data is None and batch is Images [devices, n]. Metrics are
     float32 scalars loss, accuracy (of the batch as trained on), gradient_norm (of what trains) and
     learning_rate. The state passed in is donated.
   """
-  def step(state, frozen, data, index):
-    positions = jax.lax.axis_index(AXIS) * index.shape[0] + jnp.arange(index.shape[0])
-    images = normalise(augment.crop_and_flip(data.images[index], seed, state.step, positions,
-                                             pad, flip))
-    labels = data.labels[index]
+  def step(state, frozen, data, batch):
+    images, labels = _look_up(data, batch)
+    positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
+    images = normalise(augment.crop_and_flip(images, seed, state.step, positions, pad, flip))
 
     def loss_of(trainable):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
@@ -101,15 +133,15 @@ def eval_step(network: nn.Module,
   """Compiles the evaluation step.
 
   Returns:
-    A function (state, frozen, data: Images, batch), batch being (index int32, weight float32), both
-    [devices, n], -> float32 scalars loss, correct and count: sums over the batch of each image's
-    times its weight.
+    A function (state, frozen, data, (batch, weight float32 [devices, n])), data and batch as for
+    the training step, -> float32 scalars loss, correct and count: sums over the batch of each
+    image's times its weight.
   """
-  def step(state, frozen, data, batch):
-    index, weight = batch
-    labels = data.labels[index]
+  def step(state, frozen, data, weighted):
+    batch, weight = weighted
+    images, labels = _look_up(data, batch)
     variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
-    logits = network.apply(variables, normalise(data.images[index]))
+    logits = network.apply(variables, normalise(images))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, -1) == labels
     return jax.lax.psum({'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight),

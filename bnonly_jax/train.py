@@ -25,6 +25,8 @@ from bnonly_jax import steps
 from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
+from bnonly_jax.data import resident
+from bnonly_jax.data import streamed
 from bnonly_jax.models import from_torch
 
 
@@ -47,7 +49,7 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
     UserError: the config is not that of a run on this machine.
   """
   config_lib.validate(config)
-  info = info or data.find(config.data.name, config.data.dir)
+  info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   channels, devices = info.image_shape[-1], jax.local_device_count()
   require = functools.partial(config_lib.require, config)
@@ -98,7 +100,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   planned = plan(config)
   info, network, _, mask = planned
   devices = jax.local_device_count()
-  facts = {**config_lib.flat(config), 'data.version': info.path.name,
+  facts = {**config_lib.flat(config), 'data.version': info.version,
            'devices': 'any' if config.sync_batchnorm else devices}
   workdir_lib.check(workdir, facts)
   if (workdir / 'result.json').exists():
@@ -138,11 +140,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   frozen = checkpoint.keep_frozen(workdir, frozen)
   state, frozen = steps.place((state, frozen), devices)
 
-  train_set, test_set = data.load(info.path)
-  train_set = data.subsample(train_set, info.train_images, config.seed)
-  train_set = data.randomise_labels(train_set, config.data.random_labels, info.classes, config.seed)
-  train_set = train_set._replace(images=augment.pad_images(train_set.images, config.data.pad))
-  train_set, test_set = steps.place((train_set, test_set), devices)
+  way = resident if data.is_resident(config, info) else streamed
+  feed = way.open_feed(config, info)
+  train_set, test_set = steps.place((feed.train_set, feed.test_set), devices)
   normalise = augment.normaliser(config.data.mean, config.data.std)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
                                 config.data.flip, normalise)
@@ -150,25 +150,29 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   eval_batch_size = -(-config.eval_batch_size // devices) * devices
 
   def evaluate(state):
-    sums = [eval_step(state, frozen, test_set, [x.reshape(devices, -1) for x in batch])
-            for batch in data.eval_batches(info.test_images, eval_batch_size)]
+    sums = [eval_step(state, frozen, test_set, batch)
+            for batch in steps.feed(feed.eval_batches(eval_batch_size), devices)]
     loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
-    return {'test_loss': loss / count, 'test_accuracy': correct / count}
+    left_out = info.test_images - count
+    return {'test_loss': loss / count, 'test_accuracy': correct / count,
+            **({'test_images_left_out': left_out} if left_out else {})}
 
-  # 4. The loop. The host only names the images of a step; it reads the metrics of the steps before
-  # while the device works on the next.
+  # 4. The loop. The host reads the metrics of the steps before while the device works on the next.
   writer = metrics.Writer(workdir, start_step)
   if not start_step:
     writer.write(0, {'epoch': 0.0, **evaluate(state)})
   log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
                          start_step)
-  order = {}
-  with contextlib.closing(checkpointer), contextlib.closing(writer), contextlib.closing(log):
+  batches = steps.feed(feed.train_batches(start_step), devices)
+  with (contextlib.closing(checkpointer), contextlib.closing(writer), contextlib.closing(log),
+        contextlib.closing(batches)):
     for step in range(start_step, total_steps):
-      index = data.train_indices(config.seed, step, info.train_images, config.batch_size, order)
-      state, step_metrics = train_step(state, frozen, train_set, index.reshape(devices, -1))
+      batch, replaced = next(batches)
+      state, step_metrics = train_step(state, frozen, train_set, batch)
       if log.due:
         log.flush()
+      if config.data.bad_images == 'skip':
+        step_metrics['images_replaced'] = replaced
       log.add(step + 1, step_metrics)
       if step == start_step:
         jax.block_until_ready(step_metrics)  # the compiler's time is no training time
@@ -205,7 +209,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
       'trained_parameters': sum(row.trained for row in table),
       'data': config.data.name,
       'train_images': info.train_images,
-      'test_images': info.test_images,
+      'test_images': info.test_images - round(final.get('test_images_left_out', 0)),
       'epochs': config.epochs,
       'steps': total_steps,
       'seed': config.seed,

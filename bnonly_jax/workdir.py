@@ -14,7 +14,8 @@ from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 
 # Fields without influence on a run's state: where data lies, and what is kept of the run.
-FREE = ('data.dir', 'eval_batch_size', 'checkpoint_every', 'checkpoint_keep')
+FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
+        'checkpoint_every', 'checkpoint_keep')
 
 
 def check(workdir: pathlib.Path, facts: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax.config import default_config
 from bnonly_jax.data import augment
+from bnonly_jax.data import batches
 from bnonly_jax.data import prepare
 
 BATCH = 64
@@ -41,9 +42,9 @@ class Setup(NamedTuple):
     """Trains, and returns state and frozen half off the device, and the metrics of each step."""
     state, frozen, train_set = steps.place(
         (self.state if state is None else state, self.frozen, self.train_set), devices)
-    history, order = [], {}
+    history = []
     for step in range(int(state.step), int(state.step) + number):
-      index = data.train_indices(0, step, len(self.train_set.labels), BATCH, order)
+      index = batches.train_indices(0, step, len(self.train_set.labels), BATCH)
       state, metrics = self.train_step(state, frozen, train_set, index.reshape(devices, -1))
       history.append(jax.device_get(metrics))
     return jax.device_get(state), jax.device_get(frozen), history

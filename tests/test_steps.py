@@ -12,6 +12,7 @@ from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax.config import default_config
+from bnonly_jax.data import batches
 
 SELECTIONS = ('batchnorm', 'all', 'nothing', 'output')
 
@@ -149,7 +150,7 @@ def test_evaluation_counts_every_image_once(devices, batch_size):
   test_set = data.Images(padded.images[:37, 1:-1, 1:-1], padded.labels[:37])
   state, frozen, placed = steps.place((setup.state, setup.frozen, test_set), devices)
   total = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
-  for batch in data.eval_batches(37, batch_size):
+  for batch in batches.eval_indices(37, batch_size):
     sums = setup.eval_step(state, frozen, placed, [x.reshape(devices, -1) for x in batch])
     total = {k: total[k] + float(sums[k]) for k in total}
   images = (test_set.images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)

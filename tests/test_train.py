@@ -7,13 +7,13 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from bnonly_jax import checkpoint
-from bnonly_jax import data
 from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import train
 from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
+from bnonly_jax.data import batches
 
 TIMES = ('time_seconds', 'time_images_per_second', 'seconds', 'finished')
 
@@ -101,7 +101,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize('at_step', [3, 7])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path, monkeypatch,
                                                         at_step):
-  real = data.train_indices
+  real = batches.train_indices
 
   def killing(seed, step, *args):
     if step == at_step:
@@ -109,7 +109,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path,
     return real(seed, step, *args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(data, 'train_indices', killing)
+    patch.setattr(batches, 'train_indices', killing)
     with pytest.raises(Killed):
       train.train_and_evaluate(tiny_config(data_dir), tmp_path)
   assert not (tmp_path / 'result.json').exists()

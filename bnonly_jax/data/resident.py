@@ -1,0 +1,78 @@
+"""Data sets that are kept whole: decoded once, padded once, indexed by every step."""
+
+from concurrent.futures import ThreadPoolExecutor
+import itertools
+import os
+
+import ml_collections
+import numpy as np
+
+from bnonly_jax import data
+from bnonly_jax.data import augment
+from bnonly_jax.data import batches
+from bnonly_jax.data import decode
+from bnonly_jax.data import records as records_lib
+
+_CHUNK = 1000  # records read at once by a thread
+
+
+def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
+              processes: int = 1) -> data.Feed:
+  """Loads a data set.
+
+  Args:
+    config: the run's.
+    info: the data set's, train_images being the number in use.
+    process: which process feeds its part of every batch.
+    processes: of how many.
+
+  Raises:
+    UserError: an image is bad, and config.data.bad_images is stop.
+  """
+  skip = config.data.bad_images == 'skip'
+  records = data.open_split(info, 'train')
+  chosen = batches.subsample(len(records), info.train_images, config.seed)
+  train, bad = load(config, info, records, chosen, replace=skip)
+  drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
+                                config.seed)
+  train = data.Images(augment.pad_images(train.images, config.data.pad),
+                      np.where(drawn < 0, train.labels, drawn))
+  records = data.open_split(info, info.test_split)
+  test, bad_tests = load(config, info, records, np.arange(len(records)), replace=False)
+  if skip:
+    records_lib.report('train', 'replaced', bad)
+    records_lib.report(info.test_split, 'left out', bad_tests)
+  else:
+    records_lib.refuse(bad + bad_tests)
+  good = np.ones(len(test.labels), np.float32)
+  good[[image.position for image in bad_tests]] = 0
+
+  def train_batches(start):
+    for step in itertools.count(start):
+      index = batches.train_indices(config.seed, step, info.train_images, config.batch_size)
+      yield batches.own_slice(index, process, processes), 0
+
+  def eval_batches(batch_size):
+    for index, weight in batches.eval_indices(len(test.labels), batch_size):
+      yield tuple(batches.own_slice(x, process, processes) for x in (index, weight * good[index]))
+
+  return data.Feed(train, test, train_batches, eval_batches)
+
+
+def load(config: ml_collections.ConfigDict, info: data.Info,
+         records: records_lib.Folder | records_lib.ArrayRecords, indices: np.ndarray,
+         replace: bool) -> tuple[data.Images, list[records_lib.Bad]]:
+  """Decodes records of a split on all cores; bad ones as `records.read_images` says."""
+  form = data.form(config, info)
+  images = np.zeros((len(indices), *info.image_shape), np.uint8)
+
+  def chunk(start):
+    labels, bad = records_lib.read_images(
+        records, indices[start:start + _CHUNK].tolist(), info.classes,
+        lambda file, _: decode.whole(file, form), images[start:start + _CHUNK], replace)
+    return labels, [image._replace(position=start + image.position) for image in bad]
+
+  with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    parts = list(pool.map(chunk, range(0, len(indices), _CHUNK)))
+  return (data.Images(images, np.concatenate([labels for labels, _ in parts])),
+          [image for _, bad in parts for image in bad])
