@@ -7,11 +7,13 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_force_host_platform_device_count=4')
 
 import functools
+import pathlib
 from typing import Any
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from bnonly_jax import data
@@ -23,6 +25,7 @@ from bnonly_jax.config import default_config
 from bnonly_jax.data import augment
 from bnonly_jax.data import batches
 from bnonly_jax.data import prepare
+from bnonly_jax.data import resident
 
 BATCH = 64
 
@@ -84,6 +87,31 @@ def make_setup(selection: str = 'batchnorm', sync: bool = False, chosen: int = 0
   return Setup(network, variables, mask, state, frozen, pattern_images(),
                steps.train_step(network, tx, rate, 0, 1, True, normalise),
                steps.eval_step(network, normalise))
+
+
+def data_config(name: str, data_dir: Any = '', **fields: Any) -> Any:
+  """Returns a config with the data set `name` of a folder, and fields of config.data."""
+  config = default_config()
+  config.data.update(name=name, dir=str(data_dir), pad=0, **fields)
+  return config
+
+
+def write_folder(root: pathlib.Path, one_size: bool = False) -> None:
+  """Writes 40 training and 11 test images in three classes, each of a random pattern."""
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 40), ('test', 11)):
+    for i in range(count):
+      path = root / split / ('ant', 'bee', 'cat')[i % 3] / f'{i:02}.jpg'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      height, width = (32, 32) if one_size else rng.integers(30, 90, 2)
+      pattern = rng.integers(0, 256, (4, 4, 3), np.uint8)
+      Image.fromarray(pattern).resize((width, height)).save(path, quality=90)
+
+
+def load(config: Any) -> tuple[data.Images, data.Images]:
+  """Returns training and test set as they are kept on the device."""
+  feed = resident.open_feed(config, data.find(config))
+  return feed.train_set, feed.test_set
 
 
 @pytest.fixture(scope='session')

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from bnonly_jax.data.decode import BadImage
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')  # as tfds.ImageFolder
 
 
-class Folder(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Folder:
   """A split of a plain folder: its image files, class by class, each class sorted by name."""
   paths: list[pathlib.Path]
   labels: list[int]
@@ -30,7 +32,8 @@ class Folder(NamedTuple):
     return str(self.paths[index])
 
 
-class ArrayRecords(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ArrayRecords:
   """A split of a prepared TFDS data set, in its own order."""
   source: object  # tfds.data_source of raw records
   title: str
@@ -138,5 +141,6 @@ def refuse(bad: Sequence[Bad]) -> None:
 def report(split: str, what: str, bad: Sequence[Bad]) -> None:
   """Prints how many images of a split were skipped, and the first of them."""
   if bad:
-    first = '; '.join(f'{image.record}: {image.rule}' for image in bad[:3])
-    print(f'bad images of {split} {what}: {len(bad)} ({first}{"; ..." if len(bad) > 3 else ""})')
+    rules = [f'{record}: {rule}' for record, rule in dict.fromkeys(image[1:] for image in bad)]
+    print(f'bad images of {split} {what}: {len(rules)}'
+          f' ({"; ".join(rules[:3])}{"; ..." if len(rules) > 3 else ""})')

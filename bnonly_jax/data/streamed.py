@@ -84,12 +84,12 @@ class EvalBatches:
 
 def _pack(bad):
   """Returns the bad images as text, which also passes between processes."""
-  return np.array('\n'.join(f'{image.record}\t{image.rule}' for image in bad))
+  return np.array('\n'.join('\t'.join(map(str, image)) for image in bad))
 
 
 def _unpack(batch):
-  lines = str(batch['bad']).splitlines()
-  return [records_lib.Bad(0, *line.split('\t', 1)) for line in lines]
+  lines = [line.split('\t', 2) for line in str(batch['bad']).splitlines()]
+  return [records_lib.Bad(int(position), record, rule) for position, record, rule in lines]
 
 
 def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
@@ -119,7 +119,7 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
       bad = _unpack(batch)
       if not skip:
         records_lib.refuse(bad)
-      yield data.Images(batch['images'], batch['labels']), len(bad)
+      yield data.Images(batch['images'], batch['labels']), len({image.position for image in bad})
 
   def eval_batches(batch_size):
     left_out = []
