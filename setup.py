@@ -27,7 +27,7 @@ setuptools.setup(
         'matplotlib>=3.9',
         'ml-collections>=1.1',
         'numpy>=2.1',
-        'opencv-python-headless>=4.10',
+        'opencv-python-headless>=4.11',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow>=11',

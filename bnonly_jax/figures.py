@@ -3,10 +3,6 @@
 import pathlib
 import textwrap
 
-import matplotlib
-
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
 import numpy as np
 
 from bnonly_jax import masks
@@ -14,6 +10,14 @@ from bnonly_jax import metrics
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
 _BLUE, _ORANGE, _GREY = '#0072B2', '#E69F00', '#999999'
+
+
+def _pyplot():
+  # Imported where it is used, at the end of a run: it takes as long as preparing a small data set.
+  import matplotlib
+  matplotlib.use('agg')
+  import matplotlib.pyplot
+  return matplotlib.pyplot
 
 
 def gammas(params: dict) -> np.ndarray:
@@ -26,7 +30,7 @@ def gammas(params: dict) -> np.ndarray:
 def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> None:
   """Draws training and test accuracy as metrics.jsonl has them."""
   lines = metrics.read(workdir)
-  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  figure, axes = _pyplot().subplots(figsize=(6, 4), layout='constrained')
   for key, label, colour in (('train_accuracy', 'training batches, augmented', _ORANGE),
                              ('test_accuracy', 'test', _BLUE)):
     points = [(line['epoch'], line[key]) for line in lines if key in line]
@@ -41,7 +45,7 @@ def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> None:
 def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
                     title: str) -> None:
   """Draws the distribution of gamma before and after training."""
-  figure, axes = plt.subplots(figsize=(6, 4), layout='constrained')
+  figure, axes = _pyplot().subplots(figsize=(6, 4), layout='constrained')
   lost = np.sum(~np.isfinite(end))
   end = end[np.isfinite(end)]
   bins = np.histogram_bin_edges(np.concatenate([start, end]), 60)
@@ -54,8 +58,25 @@ def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
   _save(figure, workdir / 'gamma.png')
 
 
+def image_sheet(path: pathlib.Path, images: list[np.ndarray], names: list[str],
+                title: str) -> None:
+  """Draws images uint8 [H, W, C] in rows of eight, each below its name."""
+  rows = -(-len(images) // 8)
+  figure, axes = _pyplot().subplots(rows, 8, figsize=(10, 1.35 * rows + 0.5), layout='constrained',
+                              squeeze=False)
+  for place in axes.flat:
+    place.set_axis_off()
+  for place, image, name in zip(axes.flat, images, names, strict=False):
+    place.imshow(np.repeat(image, 3 // image.shape[-1], -1))
+    place.set_title(textwrap.shorten(name, 18, placeholder='...'), fontsize='x-small')
+  figure.suptitle(title, fontsize='medium')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=120)
+  _pyplot().close(figure)
+
+
 def _save(figure, path):
   title = figure.axes[0].get_title()
   figure.axes[0].set_title('\n'.join(textwrap.wrap(title, 70)), fontsize='medium')
   figure.savefig(path, dpi=120)
-  plt.close(figure)
+  _pyplot().close(figure)

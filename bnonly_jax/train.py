@@ -68,6 +68,16 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   return Plan(info, network, shapes, masks.make_mask(config.train, shapes['params'], config.seed))
 
 
+def open_feed(config: ml_collections.ConfigDict, info: data.Info) -> data.Feed:
+  """Opens a prepared data set, resident or streamed.
+
+  Raises:
+    UserError: a bad image, in a resident set.
+  """
+  way = resident if data.is_resident(config, info) else streamed
+  return way.open_feed(config, info)
+
+
 def draw_variables(config: ml_collections.ConfigDict, planned: Plan) -> dict[str, Any]:
   """Returns the variables that a run starts from: drawn, or read from config.init_from.
 
@@ -140,8 +150,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   frozen = checkpoint.keep_frozen(workdir, frozen)
   state, frozen = steps.place((state, frozen), devices)
 
-  way = resident if data.is_resident(config, info) else streamed
-  feed = way.open_feed(config, info)
+  feed = open_feed(config, info)
   train_set, test_set = steps.place((feed.train_set, feed.test_set), devices)
   normalise = augment.normaliser(config.data.mean, config.data.std)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,

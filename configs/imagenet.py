@@ -1,10 +1,13 @@
-"""The paper's ImageNet recipe: BatchNorm only, 90 epochs, warm-up over 5, drops at 30, 60 and 80.
+r"""The paper's ImageNet recipe: BatchNorm only, 90 epochs, warm-up over 5, drops at 30, 60 and 80.
 
-  python -m bnonly_jax.main --config=configs/imagenet.py:resnet50 --describe
+  python -m bnonly_jax.data.prepare --dataset=imagenet2012 --source=DIR   # once; or a folder:
+  python -m bnonly_jax.main --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
+  python -m bnonly_jax.main --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50 \
+      --config.data.name=folder:PATH --config.data.test_split=val
 
-Training needs images of many sizes to be decoded as it goes, which is not there yet: what runs is
---describe, and data sets whose images have one size (--config.data.name=...). The paper reports
-32 % top-5 accuracy for ResNet-200, BatchNorm only; nothing has been measured here.
+Images are decoded as training goes: random crops resized to 224x224; in evaluation the central
+224x224 of the image resized to 256. The paper reports 32 % top-5 accuracy for ResNet-200, BatchNorm
+only; nothing of that length has been run with this code.
 """
 
 import ml_collections
@@ -17,6 +20,8 @@ def get_config(network: str = 'resnet50') -> ml_collections.ConfigDict:
   config = default_config()
   config.network = f'imagenet_{network}'
   config.data.name = 'imagenet2012'
+  config.data.test_split = 'validation'
+  config.data.image_size = 224
   config.data.pad = 0
   config.epochs = 90
   config.batch_size = 1024

@@ -9,11 +9,6 @@ import numpy as np
 from bnonly_jax import seeds
 
 
-def pad_images(images: np.ndarray, pad: int) -> np.ndarray:
-  """Puts `pad` black pixels on every side of uint8 images [N, H, W, C], once for a data set."""
-  return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
-
 def crop_and_flip(images: jax.Array, seed: int, step: jax.Array, positions: jax.Array, pad: int,
                   flip: bool) -> jax.Array:
   """Crops padded images at random to their old size and mirrors each with probability 1/2.

@@ -35,7 +35,7 @@ def read_header(data: bytes) -> tuple[int, int, int]:
   if data[:3] == b'\xff\xd8\xff':
     height, width, channels, bits = _jpeg_frame(data)
     # Neither marker can occur within the coded pixels; a thumbnail's come before the image's.
-    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
+    if data[-2:] != b'\xff\xd9' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
       raise BadImage('JPEG that ends before its last pixel')
     if channels == 4:
       raise BadImage('JPEG of 4 channels (CMYK)')
@@ -70,19 +70,24 @@ def _jpeg_frame(data):
   raise BadImage('JPEG without a frame')
 
 
+_FLAGS = {  # by channels and by how much the decoder shrinks
+    (1, 1): cv2.IMREAD_GRAYSCALE, (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4, (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    (3, 1): cv2.IMREAD_COLOR_RGB, (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
+    (3, 4): cv2.IMREAD_REDUCED_COLOR_4, (3, 8): cv2.IMREAD_REDUCED_COLOR_8}
+
+
 def _pixels(data, channels, reduction=1):
-  flag = {(1, 1): cv2.IMREAD_GRAYSCALE, (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
-          (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4, (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
-          (3, 1): cv2.IMREAD_COLOR, (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
-          (3, 4): cv2.IMREAD_REDUCED_COLOR_4, (3, 8): cv2.IMREAD_REDUCED_COLOR_8}
   try:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8),
-                          flag[channels, reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
+                          _FLAGS[channels, reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
   except cv2.error as error:
     raise BadImage(f'cannot be decoded ({error.err})') from error
   if pixels is None:
     raise BadImage('cannot be decoded')
-  return pixels if channels == 1 else pixels[..., ::-1]  # OpenCV's order is blue, green, red
+  if channels == 3 and reduction > 1:  # there is no such flag in the order red, green, blue
+    pixels = pixels[..., ::-1]
+  return pixels
 
 
 def _checked_header(data, form):

@@ -133,9 +133,9 @@ def refuse(bad: Sequence[Bad]) -> None:
   """
   if bad:
     raise UserError(f'{bad[0].record}: {bad[0].rule}; allowed are labels in range and JPEG or PNG'
-                    ' of 8 bits a channel, grey or colour, of the size that the data set says.'
-                    ' Repair or remove it, or leave such images out:'
-                    ' --config.data.bad_images=skip')
+                    ' of 8 bits a channel, grey or colour, of the size that the data set says'
+                    ' (images of many sizes need --config.data.image_size). Repair or remove it,'
+                    ' or leave such images out: --config.data.bad_images=skip')
 
 
 def report(split: str, what: str, bad: Sequence[Bad]) -> None:

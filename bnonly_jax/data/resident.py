@@ -8,7 +8,6 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import data
-from bnonly_jax.data import augment
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
 from bnonly_jax.data import records as records_lib
@@ -32,13 +31,12 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
   skip = config.data.bad_images == 'skip'
   records = data.open_split(info, 'train')
   chosen = batches.subsample(len(records), info.train_images, config.seed)
-  train, bad = load(config, info, records, chosen, replace=skip)
+  train, bad = load(config, info, records, chosen, config.data.pad, replace=skip)
   drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
                                 config.seed)
-  train = data.Images(augment.pad_images(train.images, config.data.pad),
-                      np.where(drawn < 0, train.labels, drawn))
+  train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
   records = data.open_split(info, info.test_split)
-  test, bad_tests = load(config, info, records, np.arange(len(records)), replace=False)
+  test, bad_tests = load(config, info, records, np.arange(len(records)), 0, replace=False)
   if skip:
     records_lib.report('train', 'replaced', bad)
     records_lib.report(info.test_split, 'left out', bad_tests)
@@ -61,15 +59,20 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
 
 def load(config: ml_collections.ConfigDict, info: data.Info,
          records: records_lib.Folder | records_lib.ArrayRecords, indices: np.ndarray,
-         replace: bool) -> tuple[data.Images, list[records_lib.Bad]]:
-  """Decodes records of a split on all cores; bad ones as `records.read_images` says."""
+         pad: int, replace: bool) -> tuple[data.Images, list[records_lib.Bad]]:
+  """Decodes records of a split on all cores, in frames of `pad` black pixels.
+
+  Bad images: as `records.read_images` says.
+  """
   form = data.form(config, info)
-  images = np.zeros((len(indices), *info.image_shape), np.uint8)
+  height, width, channels = info.image_shape
+  images = np.zeros((len(indices), height + 2 * pad, width + 2 * pad, channels), np.uint8)
+  inner = images[:, pad:pad + height, pad:pad + width]
 
   def chunk(start):
     labels, bad = records_lib.read_images(
         records, indices[start:start + _CHUNK].tolist(), info.classes,
-        lambda file, _: decode.whole(file, form), images[start:start + _CHUNK], replace)
+        lambda file, _: decode.whole(file, form), inner[start:start + _CHUNK], replace)
     return labels, [image._replace(position=start + image.position) for image in bad]
 
   with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -92,6 +92,17 @@ def _unpack(batch):
   return [records_lib.Bad(int(position), record, rule) for position, record, rule in lines]
 
 
+def train_source(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
+                 processes: int = 1) -> TrainBatches:
+  """Opens the training split; arguments as for `open_feed`."""
+  records = data.open_split(info, 'train')
+  return TrainBatches(
+      config, info, process, processes, records,
+      batches.subsample(len(records), info.train_images, config.seed),
+      batches.random_labels(info.train_images, config.data.random_labels, info.classes,
+                            config.seed))
+
+
 def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
               processes: int = 1) -> data.Feed:
   """Opens a data set; nothing is decoded yet.
@@ -106,12 +117,7 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
     A feed whose batches raise UserError at a bad image, if config.data.bad_images is stop.
   """
   skip = config.data.bad_images == 'skip'
-  records = data.open_split(info, 'train')
-  train = TrainBatches(
-      config, info, process, processes, records,
-      batches.subsample(len(records), info.train_images, config.seed),
-      batches.random_labels(info.train_images, config.data.random_labels, info.classes,
-                            config.seed))
+  train = train_source(config, info, process, processes)
   tests = data.open_split(info, info.test_split)
 
   def train_batches(start):

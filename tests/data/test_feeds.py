@@ -83,6 +83,16 @@ def test_resident_and_streamed_see_the_same_images(folder):
   assert hashes(taken(resident, config)) == hashes(taken(streamed, config))
 
 
+@pytest.mark.parametrize('way', [resident, streamed])
+def test_training_images_lie_in_a_black_frame(folder, way):
+  config = folder_config(folder / 'equal')
+  plain = taken(way, config, number=1)[0]
+  config.data.pad = 2
+  framed = taken(way, config, number=1)[0]
+  np.testing.assert_array_equal(
+      framed.images, np.pad(plain.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
+
+
 def test_workers_can_be_processes(folder):
   config = folder_config(folder / 'mixed', image_size=24)
   whole = hashes(taken(streamed, config))
@@ -98,14 +108,13 @@ def test_the_step_sees_the_same_images_on_any_number_of_devices(folder, way):
   for devices in (1, 2, 4):
     feed = way.open_feed(config, data.find(config))
 
-    def augmented(data_, batch, step):
-      images, labels = steps._look_up(data_, batch)
+    def augmented(batch, step, train_set=feed.train_set):
+      images, labels = steps._look_up(train_set and jax.tree.map(jnp.asarray, train_set), batch)
       positions = jax.lax.axis_index('batch') * len(labels) + jnp.arange(len(labels))
       return augment.crop_and_flip(images, 0, step, positions, 2, True), labels
 
-    step = jax.pmap(augmented, axis_name='batch', in_axes=(None, 0, None))
-    train_set = steps.place(feed.train_set, devices)
-    out = [step(train_set, batch, jnp.int32(0)) for (batch, _), _ in
+    step = jax.pmap(augmented, axis_name='batch', in_axes=(0, None))
+    out = [step(batch, jnp.int32(0)) for (batch, _), _ in
            zip(steps.feed(feed.train_batches(0), devices), range(3), strict=False)]
     assert out[0][0].shape == (devices, 8 // devices, 32, 32, 3)
     seen.append(hashes([[np.asarray(x).reshape(8, -1) for x in pair] for pair in out]))

@@ -1,0 +1,77 @@
+"""What the programs of this package share: --config, mistakes in one line, the allocator."""
+
+from collections.abc import Callable
+import ctypes
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from bnonly_jax.config import explain_flags
+from bnonly_jax.config import UserError
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines --config and --config.FIELD."""
+  return config_flags.DEFINE_config_file(
+      'config', None, 'The experiment: a config file and, after a colon, its argument, as in'
+      ' configs/cifar10.py:resnet14. Any field of it is set with --config.FIELD=VALUE.',
+      lock_config=True)
+
+
+def keep_freed_memory() -> None:
+  """Tells glibc not to give XLA's temporary buffers back after each step.
+
+  Taking them again costs a page fault for each 4 KiB, a quarter of a CPU step. The numbers are
+  M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX and M_ARENA_MAX of glibc's malloc.h.
+  """
+  if sys.platform == 'linux':
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    for parameter, value in ((-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 1)) if mallopt else ():
+      mallopt(parameter, value)
+
+
+def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str = 'stopped',
+        topics: tuple[str, ...] = ()) -> None:
+  """Parses the command line and calls `main`; a mistake of the user's ends it with one line.
+
+  Args:
+    main: the program.
+    missing: says which flags are needed and not given; '' if none is.
+    interrupted: printed at Ctrl-C.
+    topics: words of which one is to stand first on the command line, and is given to `main`.
+  """
+  def parse(arguments):
+    config = flags.FLAGS['config']
+    try:
+      rest = flags.FLAGS(arguments)
+      if config.value is not None:
+        config.value.lock()  # a file that could not be read shows itself here
+    except Exception as error:  # a config file and ml_collections raise whatever they like
+      text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
+      sys.exit(f'error: {explain_flags(arguments) or text.strip().splitlines()[-1].strip()}')
+    if topics and rest[1:2] not in [[topic] for topic in topics]:
+      sys.exit(f'error: the first word is to be one of: {", ".join(topics)}. Try --help.')
+    if rest[1 + bool(topics):]:
+      sys.exit(f'error: {rest[-1]!r} is no flag. Write --config.FIELD=VALUE, with the dashes, with'
+               ' the equals sign, and in quotes if there are blanks in it.')
+    if missing():
+      sys.exit(f'error: {missing()}')
+    return rest
+
+  def guarded(words):
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)
+    keep_freed_memory()
+    try:
+      main(*words[1:])
+    except UserError as error:
+      sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+      print(interrupted, file=sys.stderr)
+      sys.exit(130)  # as a shell reports an interrupt
+
+  app.run(guarded, flags_parser=parse)

@@ -1,0 +1,85 @@
+r"""Draws what a network sees: training images as augmented, and evaluation images, with labels.
+
+  python -m bnonly_jax.data.show --config=configs/cifar10.py --out=DIR [--config.FIELD=VALUE ...]
+
+writes DIR/train.png and DIR/eval.png, 64 images each.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags
+import ml_collections
+
+from bnonly_jax import command_line
+
+_NUMBER = 64
+
+
+def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[pathlib.Path]:
+  """Draws the first training images of the run and the first evaluation images.
+
+  Args:
+    config: the run's.
+    out: a folder, made if it is not there.
+
+  Returns:
+    The paths of the two PNG files.
+
+  Raises:
+    UserError: as `train.plan`, or an image is bad.
+  """
+  import jax.numpy as jnp
+  import numpy as np
+
+  from bnonly_jax import figures
+  from bnonly_jax import train
+  from bnonly_jax.data import augment
+  from bnonly_jax.data import prepare
+  out = pathlib.Path(out)
+  info = train.plan(config).info
+  if config.data.name == 'digits':
+    prepare.prepare('digits', config.data.dir)
+  feed = train.open_feed(config, info)
+
+  def first(batches):
+    images, names = [], []
+    for some, labels in batches:
+      images += list(some)
+      names += [info.class_names[label] for label in labels]
+      if len(names) >= _NUMBER:
+        break
+    return images[:_NUMBER], names[:_NUMBER]
+
+  def training():
+    for step, (batch, _) in enumerate(feed.train_batches(0)):
+      images, labels = _look_up(feed.train_set, batch)
+      positions = np.arange(len(labels), dtype=np.int32)
+      yield np.asarray(augment.crop_and_flip(
+          jnp.asarray(images), config.seed, jnp.int32(step), positions, config.data.pad,
+          config.data.flip)), labels
+
+  def evaluation():
+    for batch, weight in feed.eval_batches(config.eval_batch_size):
+      images, labels = _look_up(feed.test_set, batch)
+      yield images[weight > 0], labels[weight > 0]
+
+  title = f'{config.data.name}: %s, {"x".join(map(str, info.image_shape))}'
+  paths = []
+  for name, batches, what in (('train', training(), f'training images of seed {config.seed}'),
+                              ('eval', evaluation(), f'images of split {info.test_split}')):
+    paths.append(out / f'{name}.png')
+    figures.image_sheet(paths[-1], *first(batches), title % what)
+  return paths
+
+
+def _look_up(whole: Any, batch: Any) -> Any:
+  return batch if whole is None else (whole.images[batch], whole.labels[batch])
+
+
+if __name__ == '__main__':
+  _CONFIG = command_line.define_config()
+  _OUT = flags.DEFINE_string('out', '.', 'Folder for train.png and eval.png.')
+  command_line.run(
+      lambda: print('\n'.join(str(path) for path in show(_CONFIG.value, _OUT.value))),
+      lambda: '' if _CONFIG.value else '--config=FILE.py[:ARGUMENT] is needed, or --help.')
