@@ -13,6 +13,8 @@ from ml_collections import config_flags
 from bnonly_jax.config import explain_flags
 from bnonly_jax.config import UserError
 
+flags.disclaim_key_flags()  # --help of a program shows the flags that are defined here as its own
+
 
 def define_config() -> flags.FlagHolder:
   """Defines --config and --config.FIELD."""

@@ -1,6 +1,6 @@
 """The paper's CIFAR-10 recipe: BatchNorm only, 160 epochs, drops after 80 and 120.
 
-  python -m bnonly_jax.data.prepare --dataset=cifar10      # once
+  python -m bnonly_jax.data.prepare --dataset=cifar10 --download   # once
   python -m bnonly_jax.main --config=configs/cifar10.py:resnet14 --workdir=runs/resnet14
 
 Measured, on the JPEG variant and short (8 epochs, drops after 4 and 6), with

@@ -40,7 +40,7 @@ def digits(data_dir, workdir, *more, config='configs/digits.py:resnet8'):
     ('--config.train=batchnrom', "'batchnrom' is no group. Allowed are"),
     ('--config.data.name=cifar10', 'data.prepare --dataset=cifar10'),
     ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
-    ('--config.data=digits', 'there is no such field. Allowed are --config.data.dir'),
+    ('--config.data=digits', 'there is no such field. Allowed are --config.data.bad_images'),
     ('--epochs=3', 'a field of the config is set with --config.epochs=3'),
     ('config.epochs=3', "'config.epochs=3' is no flag"),
     ('--workdir=', '--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed'),
@@ -82,8 +82,7 @@ def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir
 
 DIE = '''
 import os
-from absl import app
-from bnonly_jax import checkpoint, main, train, workdir
+from bnonly_jax import checkpoint, command_line, main, train, workdir
 real_save, real_write = checkpoint.save, workdir.write_json
 def save(checkpointer, step, state):
   real_save(checkpointer, step, state)
@@ -94,7 +93,7 @@ def write_json(path, value):
     os._exit(9)
   real_write(path, value)
 checkpoint.save, workdir.write_json = save, write_json
-app.run(main.main, flags_parser=main.parse_flags)
+command_line.run(main.main, main.missing)
 '''
 
 

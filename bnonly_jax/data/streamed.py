@@ -146,7 +146,8 @@ def _decoded(source: TrainBatches | EvalBatches, start: int,
   import grain
   workers = config.data.workers or min(len(os.sched_getaffinity(0)), 32)
   batches_left = grain.MapDataset.source(source)[start:]
-  if config.data.worker_kind == 'threads':
+  processes = config.data.worker_kind == 'processes'
+  if not processes:
     iterator = iter(batches_left.to_iter_dataset(
         grain.ReadOptions(num_threads=workers, prefetch_buffer_size=workers + 1)))
   else:
@@ -156,6 +157,8 @@ def _decoded(source: TrainBatches | EvalBatches, start: int,
         batches_left.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)))
   try:
-    yield from iterator
+    for batch in iterator:
+      # Copies, since Grain frees what its processes share only once nothing refers to it.
+      yield {name: np.array(value) for name, value in batch.items()} if processes else batch
   finally:
     iterator.close()
