@@ -20,6 +20,7 @@ setuptools.setup(
     package_data={'bnonly_jax': ['data/digits.csv.gz']},
     install_requires=[
         'absl-py>=2.1',
+        'etils[epath]>=1.9',
         'flax>=0.12',
         'grain>=0.2.10',
         'importlib_resources>=6.4',  # tensorflow-datasets 4.9.10 imports it without declaring it

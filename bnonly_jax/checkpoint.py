@@ -1,54 +1,117 @@
-"""Saving and restoring: the state every few steps, the frozen half of the parameters once a run."""
+"""Saving and restoring: the state as training goes, the frozen half of the parameters once a run.
 
-import pathlib
+Every checkpoint holds a digest of its content. With several processes all of them call these
+functions together, as Orbax wants it; each has the whole state, and the first writes.
+"""
+
+import hashlib
+import json
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from bnonly_jax import processes
 from bnonly_jax.config import UserError
 
 
-def open_checkpointer(workdir: pathlib.Path, keep: int) -> ocp.training.Checkpointer:
-  """Returns the checkpointer of workdir/checkpoints, which keeps the newest `keep`.
+def open_checkpointer(workdir: epath.Path, keep: int, keep_every: int = 0
+                      ) -> ocp.training.Checkpointer:
+  """Returns the checkpointer of workdir/checkpoints.
 
   It saves at whatever step it is asked to, so that the training loop alone decides.
+
+  Args:
+    workdir: the run's.
+    keep: number of checkpoints that stay, the newest.
+    keep_every: checkpoints at multiples of this many steps stay besides; 0: none.
   """
+  policies = ocp.training.preservation_policies
+  policy = policies.LatestN(keep)
+  if keep_every:
+    policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(keep_every)])
   return ocp.training.Checkpointer(
       workdir / 'checkpoints',
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-      cleanup_tmp_directories=True)
+      preservation_policy=policy, cleanup_tmp_directories=True)
 
 
-def latest_step(checkpointer: ocp.training.Checkpointer) -> int | None:
-  """Returns the step of the newest checkpoint, or None."""
-  return checkpointer.latest.step if checkpointer.latest else None
-
-
-def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any) -> None:
-  """Starts to save a state; the files are written while training goes on."""
-  # A copy: the next step takes the state's buffers, which on CPU are the host's own memory.
-  checkpointer.save_async(step, jax.tree.map(np.array, state))
-
-
-def restore(checkpointer: ocp.training.Checkpointer, like: Any) -> Any:
-  """Returns the newest checkpoint, as NumPy arrays.
+def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
+         pending: list[dict[str, float]] = ()) -> bool:
+  """Starts to save a state; the files are written while training goes on.
 
   Args:
-    checkpointer: with at least one checkpoint.
+    checkpointer: from `open_checkpointer`.
+    step: training steps done.
+    state: on the device or the host.
+    pending: metrics of the last steps, which are in no line of metrics.jsonl yet.
+
+  Returns:
+    False, and saves nothing, if a number in the state is not finite.
+  """
+  # A copy: the next step takes the state's buffers, which on CPU are the host's own memory.
+  state = jax.tree.map(np.array, state)
+  if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)):
+    return False
+  pending = list(pending)
+  checkpointer.save_async(step, state, custom_metadata={
+      'pending': pending, 'sha256': _digest(state, pending)})
+  return True
+
+
+def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]], list[str]]:
+  """Returns the newest whole checkpoint; damaged ones newer than it are moved to damaged/.
+
+  Args:
+    workdir: the run's.
     like: a state of the same structure, shapes and dtypes.
+
+  Returns:
+    The state as NumPy arrays, or None if there is none; the metrics that were pending; and what
+    was damaged, a line each.
 
   Raises:
     UserError: the checkpoint is of another selection or network; the message compares both.
   """
-  saved = checkpointer.metadata().metadata
-  _require_equal(_shapes(saved), _shapes(like), checkpointer.latest.path)
-  return checkpointer.load(abstract_state=_abstract(like))
+  folder, damaged = workdir / 'checkpoints', []
+  found = sorted((path for path in folder.iterdir() if path.name.isdigit()),
+                 key=lambda path: int(path.name)) if folder.exists() else []
+  state, pending = None, []
+  for path in reversed(found):
+    try:
+      metadata = ocp.metadata(path)
+      shapes = _shapes(metadata.metadata)
+    except Exception as error:  # whatever Orbax and its stores raise at torn files
+      damaged.append((path.name, _first_line(error)))
+      continue
+    _require_equal(shapes, _shapes(like), path)
+    try:
+      state = ocp.load(path, _abstract(like))
+      pending = metadata.custom_metadata['pending']
+      if _digest(state, pending) == metadata.custom_metadata['sha256']:
+        break
+      reason = 'its content does not have the sha256 it was written with'
+    except Exception as error:
+      reason = _first_line(error)
+    state, pending = None, []
+    damaged.append((path.name, reason))
+
+  def move():
+    for name, _ in damaged:
+      (workdir / 'damaged').mkdir(exist_ok=True)
+      target = workdir / 'damaged' / name
+      while target.exists():
+        target = target.with_name(target.name + '_')
+      (folder / name).rename(target)
+
+  processes.on_main(move)
+  return state, pending, [f'the checkpoint of step {name} is damaged ({reason}); it is in'
+                          f' {workdir / "damaged"} now' for name, reason in damaged]
 
 
-def keep_frozen(workdir: pathlib.Path, frozen: Any) -> Any:
+def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
   """Writes the frozen half of the parameters once a run, and from then on returns what was written.
 
   Args:
@@ -56,28 +119,63 @@ def keep_frozen(workdir: pathlib.Path, frozen: Any) -> Any:
     frozen: the frozen half as the config gives it.
 
   Raises:
-    UserError: as `restore`.
+    UserError: it is of another selection or network, or a tensor has changed since it was written.
   """
   path = workdir / 'frozen'
   if not jax.tree.leaves(frozen):
     return frozen
-  if path.exists():
-    _require_equal(_shapes(ocp.metadata(path).metadata), _shapes(frozen), path)
-    return ocp.load(path, _abstract(frozen))
-  ocp.save(path, jax.tree.map(np.asarray, frozen))
-  return frozen
+  if not processes.on_main(path.exists):
+    values = jax.tree.map(np.asarray, frozen)
+    ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
+    return frozen
+  remedy = f'Move {path} away: it is written anew from the config.'
+  try:
+    metadata = ocp.metadata(path)
+    shapes = _shapes(metadata.metadata)
+  except Exception as error:
+    raise UserError(f'{path} is damaged ({_first_line(error)}). {remedy}') from error
+  _require_equal(shapes, _shapes(frozen), path)
+  try:
+    values = ocp.load(path, _abstract(frozen))
+    written = metadata.custom_metadata['sha256']
+    changed = [name for name, digest in _digests(values).items() if written.get(name) != digest]
+  except Exception as error:
+    raise UserError(f'{path} is damaged ({_first_line(error)}). {remedy}') from error
+  if changed:
+    raise UserError(f'{path} is damaged: {", ".join(changed[:5])} changed since it was written.'
+                    f' {remedy}')
+  return values
+
+
+def _first_line(error):
+  return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:200]}'
+
+
+def _digests(tree):
+  """SHA-256 of every tensor by name."""
+  return {name: hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+          for name, leaf in _named(tree).items()}
+
+
+def _digest(state, pending):
+  text = json.dumps([sorted(_digests(state).items()), pending], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _abstract(tree):
   return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
 
 
-def _shapes(tree):
-  """Leaf shapes by name; the same for a NamedTuple and for the dictionary Orbax has of it."""
+def _named(tree):
+  """Leaves by name; the same for a NamedTuple and for the dictionary Orbax has of it."""
   def key(k):
     return str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k))))
-  return {'/'.join(map(key, path)): tuple(leaf.shape)
+  return {'/'.join(map(key, path)): leaf
           for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _shapes(tree):
+  return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
 
 
 def _require_equal(saved, wanted, path):

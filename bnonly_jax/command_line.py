@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 import ctypes
+import os
 import sys
+import traceback
 from typing import Any
 
 from absl import app
@@ -34,6 +36,12 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     for parameter, value in ((-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 1)) if mallopt else ():
       mallopt(parameter, value)
+
+
+def peers() -> bool:
+  """Whether this process trains together with others."""
+  jax = sys.modules.get('jax')
+  return bool(jax) and jax.distributed.is_initialized()
 
 
 def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str = 'stopped',
@@ -75,5 +83,13 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     except KeyboardInterrupt:
       print(interrupted, file=sys.stderr)
       sys.exit(130)  # as a shell reports an interrupt
+    except Exception:
+      if not peers():
+        raise
+      # At once: JAX's own end of a process waits for the others, who may wait for this one.
+      traceback.print_exc()
+      print('error: this process failed, or another one died. Start all of them again: they go on'
+            ' from the last checkpoint.', file=sys.stderr, flush=True)
+      os._exit(1)
 
   app.run(guarded, flags_parser=parse)

@@ -39,7 +39,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.init_from = ''
   # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0
-  # Passes over the training images.
+  # Passes over the training images. May be raised in a run that is going on or finished.
   config.epochs = 160
   # Images in a training step, over all devices. What is left over at an epoch's end is dropped.
   config.batch_size = 128
@@ -113,8 +113,14 @@ def default_config() -> ml_collections.ConfigDict:
   config.eval_every = 1
   # Epochs between two checkpoints; the last epoch ends with one.
   config.checkpoint_every = 1
+  # Besides, steps between two checkpoints; 0: none.
+  config.checkpoint_every_steps = 0
+  # Besides, minutes between two checkpoints, at the next line of metrics; 0: none.
+  config.checkpoint_every_minutes = 0.0
   # Checkpoints kept: the newest ones.
   config.checkpoint_keep = 2
+  # Besides, those of every so many epochs are kept; 0: none.
+  config.checkpoint_keep_every = 0
   return config.lock()
 
 
@@ -164,7 +170,8 @@ _POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every
              'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
 _NOT_NEGATIVE = ('data.pad', 'data.image_size', 'data.workers', 'data.resident_limit',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
-                 'optimizer.warmup_epochs', 'optimizer.reference_batch_size')
+                 'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
+                 'checkpoint_every_steps', 'checkpoint_every_minutes', 'checkpoint_keep_every')
 
 
 def require(config: ml_collections.ConfigDict, field: str, allowed: str, holds: bool) -> None:

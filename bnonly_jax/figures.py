@@ -1,8 +1,9 @@
 """The plots of one run."""
 
-import pathlib
+import io
 import textwrap
 
+from etils import epath
 import numpy as np
 
 from bnonly_jax import masks
@@ -27,7 +28,7 @@ def gammas(params: dict) -> np.ndarray:
       if masks.group_of(name) == 'gamma'])
 
 
-def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> None:
+def accuracy_over_epochs(workdir: epath.Path, title: str) -> None:
   """Draws training and test accuracy as metrics.jsonl has them."""
   lines = metrics.read(workdir)
   figure, axes = _pyplot().subplots(figsize=(6, 4), layout='constrained')
@@ -42,7 +43,7 @@ def accuracy_over_epochs(workdir: pathlib.Path, title: str) -> None:
   _save(figure, workdir / 'accuracy.png')
 
 
-def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
+def gamma_histogram(workdir: epath.Path, start: np.ndarray, end: np.ndarray,
                     title: str) -> None:
   """Draws the distribution of gamma before and after training."""
   figure, axes = _pyplot().subplots(figsize=(6, 4), layout='constrained')
@@ -58,7 +59,7 @@ def gamma_histogram(workdir: pathlib.Path, start: np.ndarray, end: np.ndarray,
   _save(figure, workdir / 'gamma.png')
 
 
-def image_sheet(path: pathlib.Path, images: list[np.ndarray], names: list[str],
+def image_sheet(path: epath.Path, images: list[np.ndarray], names: list[str],
                 title: str) -> None:
   """Draws images uint8 [H, W, C] in rows of eight, each below its name."""
   rows = -(-len(images) // 8)
@@ -71,12 +72,17 @@ def image_sheet(path: pathlib.Path, images: list[np.ndarray], names: list[str],
     place.set_title(textwrap.shorten(name, 18, placeholder='...'), fontsize='x-small')
   figure.suptitle(title, fontsize='medium')
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
-  _pyplot().close(figure)
+  _write(figure, path)
 
 
 def _save(figure, path):
   title = figure.axes[0].get_title()
   figure.axes[0].set_title('\n'.join(textwrap.wrap(title, 70)), fontsize='medium')
-  figure.savefig(path, dpi=120)
+  _write(figure, path)
+
+
+def _write(figure, path):
+  png = io.BytesIO()  # matplotlib itself knows no buckets
+  figure.savefig(png, format='png', dpi=120)
+  path.write_bytes(png.getvalue())
   _pyplot().close(figure)

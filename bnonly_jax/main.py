@@ -6,6 +6,8 @@ r"""Runs one experiment, or goes on with it:
 The same command again goes on after a kill, and shows the result of a finished run.
 """
 
+import os
+
 from absl import flags
 
 from bnonly_jax import command_line
@@ -14,6 +16,13 @@ from bnonly_jax.config import describe
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for all that the run writes: new, empty, or of this very run.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', 'Several processes: HOST:PORT of process 0. Not needed on TPU pods and under'
+    ' Slurm, Open MPI and Kubernetes, which say so themselves.')
+_PROCESSES = flags.DEFINE_integer('processes', 0, 'With --coordinator: how many processes.')
+_PROCESS = flags.DEFINE_integer('process', -1, 'With --coordinator: which one this is, from 0.')
+_START_TIMEOUT = flags.DEFINE_integer(
+    'start_timeout', 300, 'Seconds to wait for the other processes at the start.')
 _DESCRIBE = flags.DEFINE_bool(
     'describe', False, 'Print parameters, FLOPs and bytes of the config, and train nothing.')
 
@@ -28,8 +37,11 @@ def missing() -> str:
 
 def main() -> None:
   # Here, so that a mistake in the flags is told at once.
+  from bnonly_jax import processes
   from bnonly_jax.describe import print_description
   from bnonly_jax.train import train_and_evaluate
+  processes.initialize(os.environ, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value,
+                       _START_TIMEOUT.value)
   if _DESCRIBE.value:
     print_description(_CONFIG.value)
   else:

@@ -208,6 +208,11 @@ def merge(trainable: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
   return jax.tree.map(join, trainable, frozen, is_leaf=lambda x: x is None)
 
 
+def total(rows: list[GroupRow]) -> int:
+  """Returns the number of parameters in a table."""
+  return sum(row.parameters for row in rows)
+
+
 def tensors_trained(mask: dict[str, Any]) -> dict[str, Any]:
   """Returns for each tensor whether any weight of it trains: the mask that optax.masked takes."""
   return jax.tree.map(lambda keep: bool(np.any(keep)), mask)

@@ -2,11 +2,11 @@
 
 import json
 import math
-import pathlib
-import shutil
+import os
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import rich.box
@@ -25,7 +25,7 @@ def print_table(rows: list[masks.GroupRow]) -> None:
   table = rich.table.Table(box=rich.box.SIMPLE)
   for column in ('group', 'tensors', 'parameters', 'share', 'trained'):
     table.add_column(column, justify='left' if column == 'group' else 'right')
-  total = sum(row.parameters for row in rows)
+  total = masks.total(rows)
   for row in rows:
     table.add_row(row.group, f'{row.tensors:,}', f'{row.parameters:,}',
                   f'{row.parameters / total:.2%}', f'{row.trained:,}' if row.trained else 'frozen')
@@ -36,6 +36,14 @@ def print_table(rows: list[masks.GroupRow]) -> None:
   console.print(table)
 
 
+class Diverged(Exception):
+  """The training loss of a step is not finite."""
+
+  def __init__(self, step: int):
+    super().__init__(f'the training loss is not finite at step {step}')
+    self.step = step
+
+
 class Writer:
   """Appends scalars to workdir/metrics.jsonl and to TensorBoard events in workdir/tensorboard.
 
@@ -43,34 +51,48 @@ class Writer:
   events are written anew from the lines that stay. A number that is not finite becomes null.
   """
 
-  def __init__(self, workdir: pathlib.Path, start_step: int):
-    path = workdir / 'metrics.jsonl'
+  def __init__(self, workdir: epath.Path, start_step: int):
+    self._path = workdir / 'metrics.jsonl'
     kept = [line for line in read(workdir) if start_step and line['step'] <= start_step]
-    shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
-    self._events = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
-    draft = path.with_name(f'.{path.name}')
-    with open(draft, 'w') as self._file:
+    if (workdir / 'tensorboard').exists():
+      (workdir / 'tensorboard').rmtree()
+    self._events = tensorboardX.SummaryWriter(os.fspath(workdir / 'tensorboard'))
+    self._text = ''
+    draft = workdir / f'.{self._path.name}'
+    with draft.open('w') as self._file:
       for line in kept:
         self.write(line.pop('step'), line)
-    draft.replace(path)
-    self._file = open(path, 'a')  # noqa: SIM115
+    draft.replace(self._path)
+    # In a bucket nothing can be appended: each line writes the file anew.
+    self._file = None if '://' in os.fspath(workdir) else self._path.open('a')
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes one line at once: a killed process loses none of the lines before."""
     line = {'step': step, **{k: v if v is not None and math.isfinite(v) else None
                              for k, v in scalars.items()}}
-    self._file.write(json.dumps(line) + '\n')
-    self._file.flush()
+    text = json.dumps(line) + '\n'
+    self._text += text
+    if self._file:
+      self._file.write(text)
+      self._file.flush()
+    else:
+      self._path.write_text(self._text)
     for name, value in line.items():
       if name != 'step' and value is not None:
         self._events.add_scalar(name.replace('_', '/', 1), value, step)
 
   def close(self) -> None:
-    self._file.close()
+    if self._file:
+      self._file.close()
     self._events.close()
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def evaluated(workdir: epath.Path, step: int) -> bool:
+  """Whether metrics.jsonl has the evaluation after a step."""
+  return any(line['step'] == step and 'test_accuracy' in line for line in read(workdir))
+
+
+def read(workdir: epath.Path) -> list[dict[str, Any]]:
   """Returns the lines of metrics.jsonl; one that a kill cut short ends the list."""
   path, lines = workdir / 'metrics.jsonl', []
   for line in path.read_text().splitlines() if path.exists() else []:
@@ -84,19 +106,20 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 class TrainLog:
   """Gathers the metrics of training steps and turns those since the last line into the next.
 
-  Nothing here waits for the device until `flush`.
+  Nothing here waits for the device until `flush`. Without a writer (in all but the main process)
+  nothing is written or shown.
   """
 
-  def __init__(self, writer: Writer, steps: int, steps_per_epoch: int, batch_size: int,
-               log_every: int, start_step: int):
+  def __init__(self, writer: Writer | None, steps: int, steps_per_epoch: int, batch_size: int,
+               log_every: int, start_step: int, pending: list[dict[str, float]]):
     self._writer, self._steps, self._steps_per_epoch = writer, steps, steps_per_epoch
     self._batch_size, self._log_every = batch_size, log_every
-    self._pending, self._step, self._rate = [], start_step, None
+    self._pending, self._step, self._rate = list(pending), start_step, None
     self._epoch = []  # the steps' metrics since the last evaluation
     self._progress = rich.progress.Progress(
         rich.progress.TextColumn('epoch {task.fields[epoch]}'), rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[status]}'),
-        console=console, transient=True, disable=not console.is_terminal)
+        console=console, transient=True, disable=not (console.is_terminal and writer))
     self._task = self._progress.add_task('', total=steps, completed=start_step, epoch='', status='')
     self._progress.start()
     self.restart_clock()
@@ -118,11 +141,29 @@ class TrainLog:
     self._progress.update(self._task, completed=step, status=self._status(),
                           epoch=f'{step / self._steps_per_epoch:.1f}')
 
+  def pending(self) -> list[dict[str, float]]:
+    """Waits for the steps gathered so far and returns their metrics.
+
+    Raises:
+      Diverged: the loss of one is not finite.
+    """
+    # Also as floats of Python: JSON keeps their bits.
+    self._pending = [{name: float(value) for name, value in step.items()}
+                     for step in jax.device_get(self._pending)]
+    for i, step in enumerate(self._pending):
+      if not math.isfinite(step['loss']):
+        raise Diverged(self._step - len(self._pending) + i + 1)
+    return self._pending
+
   def flush(self) -> None:
-    """Waits for the steps gathered so far and writes their mean."""
+    """Waits for the steps gathered so far and writes their mean.
+
+    Raises:
+      Diverged: the loss of one is not finite; nothing is written then.
+    """
     if not self._pending:
       return
-    values = jax.device_get(self._pending)
+    values = self.pending()
     mean = {f'train_{name}': float(np.mean([v[name] for v in values], dtype=np.float64))
             for name in values[0]}
     times = {}
@@ -131,20 +172,20 @@ class TrainLog:
       self._rate = self._timed * self._batch_size / seconds
       times = {'time_seconds': seconds, 'time_images_per_second': self._rate}
     self.restart_clock()
-    if not np.isfinite(mean['train_loss']):
-      console.print(f'the training loss is not finite at step {self._step}: the run has diverged;'
-                    ' a smaller config.optimizer.learning_rate may help')
-    self._writer.write(self._step, {'epoch': self._step / self._steps_per_epoch, **mean, **times})
+    if self._writer:
+      self._writer.write(self._step, {'epoch': self._step / self._steps_per_epoch, **mean, **times})
     self._epoch += values
     self._pending = []
 
   def print_epoch(self, evaluation: dict[str, float]) -> None:
     """Prints an evaluation beside the mean of training since the one before."""
     epoch, epochs = self._step // self._steps_per_epoch, self._steps // self._steps_per_epoch
-    train = {name: np.mean([v[name] for v in self._epoch]) for name in ('loss', 'accuracy')}
+    train = ''
+    if self._epoch:  # else the run goes on after the epoch's last step
+      loss, accuracy = (np.mean([v[name] for v in self._epoch]) for name in ('loss', 'accuracy'))
+      train = f'train loss {loss:.3f} accuracy {accuracy:.4f}  '
     self._epoch = []
-    console.print(f'epoch {epoch}/{epochs}  train loss {train["loss"]:.3f} accuracy'
-                  f' {train["accuracy"]:.4f}  test loss {evaluation["test_loss"]:.3f} accuracy'
+    console.print(f'epoch {epoch}/{epochs}  {train}test loss {evaluation["test_loss"]:.3f} accuracy'
                   f' {evaluation["test_accuracy"]:.4f}  {self._status()}')
 
   def _status(self):

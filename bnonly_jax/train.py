@@ -9,6 +9,7 @@ import time
 from typing import Any
 from typing import NamedTuple
 
+from etils import epath
 import flax.linen as nn
 import jax
 import ml_collections
@@ -21,8 +22,11 @@ from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import models
 from bnonly_jax import optimizer
+from bnonly_jax import processes
+from bnonly_jax import signals
 from bnonly_jax import steps
 from bnonly_jax import workdir as workdir_lib
+from bnonly_jax.config import UserError
 from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
 from bnonly_jax.data import resident
@@ -51,7 +55,7 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   config_lib.validate(config)
   info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
-  channels, devices = info.image_shape[-1], jax.local_device_count()
+  channels, devices = info.image_shape[-1], jax.device_count()
   require = functools.partial(config_lib.require, config)
   require('batch_size', f'a multiple of the {devices} devices', config.batch_size % devices == 0)
   require('batch_size', f'up to the {info.train_images} training images in use',
@@ -75,7 +79,7 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info) -> data.Feed:
     UserError: a bad image, in a resident set.
   """
   way = resident if data.is_resident(config, info) else streamed
-  return way.open_feed(config, info)
+  return way.open_feed(config, info, jax.process_index(), jax.process_count())
 
 
 def draw_variables(config: ml_collections.ConfigDict, planned: Plan) -> dict[str, Any]:
@@ -102,33 +106,41 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
     What workdir/result.json holds; see the README.
 
   Raises:
-    UserError: the config or the workdir does not allow the run. Nothing has been written into the
-      workdir then.
+    UserError: the config or the workdir does not allow the run; nothing has been written into the
+      workdir then. Or the workdir cannot be written any more, or an image is bad.
+    SystemExit, KeyboardInterrupt: SIGTERM or Ctrl-C came; a checkpoint has been written.
   """
   # 1. All that can be wrong is found before anything is written or compiled.
-  workdir = pathlib.Path(workdir).expanduser().absolute()
+  workdir = workdir_lib.path(workdir)
+  metrics.console.quiet = not processes.is_main()
   planned = plan(config)
-  info, network, _, mask = planned
-  devices = jax.local_device_count()
-  facts = {**config_lib.flat(config), 'data.version': info.version,
-           'devices': 'any' if config.sync_batchnorm else devices}
-  workdir_lib.check(workdir, facts)
-  if (workdir / 'result.json').exists():
-    result = workdir_lib.read_json(workdir / 'result.json')
+  facts = {**config_lib.flat(config), 'data.version': planned.info.version,
+           'devices': 'any' if config.sync_batchnorm else jax.device_count()}
+  processes.require_equal('config', facts)
+  finished = processes.on_main(lambda: workdir_lib.check(workdir, facts))
+  if finished:
     metrics.console.print(f'{workdir} holds this run, finished.')
-    report(result, workdir)
-    return result
+    report(finished, workdir)
+    return finished
   variables = draw_variables(config, planned)
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
 
   # 2. The run becomes the workdir's, and says what trains.
-  table = masks.table(variables['params'], mask)
-  total = sum(row.parameters for row in table)
-  lock = workdir_lib.lock(workdir)
-  workdir_lib.write_json(workdir / 'config.json', facts)
-  workdir_lib.write_json(workdir / 'parameters.json', [
-      {**row._asdict(), 'trains': row.trains, 'share': row.parameters / total} for row in table])
+  table = masks.table(variables['params'], planned.mask)
+  rows = [{**row._asdict(), 'trains': row.trains, 'share': row.parameters / masks.total(table)}
+          for row in table]
+  with contextlib.ExitStack() as lock:
+    processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
+        'config.json': facts, 'parameters.json': rows}))
+    processes.require_shared(workdir)
+    return _run(config, workdir, planned, variables, table)
+
+
+def _run(config, workdir, planned, variables, table):
+  """Trains in a workdir that is claimed; returns the result."""
+  info, network, _, mask = planned
+  devices, here = jax.device_count(), jax.local_device_count()
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
                         f' seed {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
@@ -142,106 +154,158 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   tx = optimizer.create(config.optimizer, learning_rate, mask)
   state, frozen = steps.create_state(variables, mask, tx)
   start_gammas = figures.gammas(variables['params'])
-  checkpointer = checkpoint.open_checkpointer(workdir, config.checkpoint_keep)
-  start_step = checkpoint.latest_step(checkpointer) or 0
-  if start_step:
-    state = checkpoint.restore(checkpointer, state)
-    metrics.console.print(f'going on after step {start_step} of {total_steps}')
+  restored, pending, damage = checkpoint.restore(workdir, state)
+  for line in damage:
+    metrics.console.print(line)
+  if restored is not None:
+    state = restored
+    metrics.console.print(f'going on after step {int(state.step)} of {total_steps}')
+  start_step = int(state.step)
   frozen = checkpoint.keep_frozen(workdir, frozen)
-  state, frozen = steps.place((state, frozen), devices)
-
+  state, frozen = steps.place((state, frozen), here)
   feed = open_feed(config, info)
-  train_set, test_set = steps.place((feed.train_set, feed.test_set), devices)
+  train_set, test_set = steps.place((feed.train_set, feed.test_set), here)
   normalise = augment.normaliser(config.data.mean, config.data.std)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
                                 config.data.flip, normalise)
   eval_step = steps.eval_step(network, normalise)
   eval_batch_size = -(-config.eval_batch_size // devices) * devices
 
-  def evaluate(state):
-    sums = [eval_step(state, frozen, test_set, batch)
-            for batch in steps.feed(feed.eval_batches(eval_batch_size), devices)]
-    loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
-    left_out = info.test_images - count
-    return {'test_loss': loss / count, 'test_accuracy': correct / count,
-            **({'test_images_left_out': left_out} if left_out else {})}
-
   # 4. The loop. The host reads the metrics of the steps before while the device works on the next.
-  writer = metrics.Writer(workdir, start_step)
-  if not start_step:
-    writer.write(0, {'epoch': 0.0, **evaluate(state)})
+  writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
   log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
-                         start_step)
-  batches = steps.feed(feed.train_batches(start_step), devices)
-  with (contextlib.closing(checkpointer), contextlib.closing(writer), contextlib.closing(log),
-        contextlib.closing(batches)):
-    for step in range(start_step, total_steps):
-      batch, replaced = next(batches)
-      state, step_metrics = train_step(state, frozen, train_set, batch)
-      if log.due:
-        log.flush()
-      if config.data.bad_images == 'skip':
-        step_metrics['images_replaced'] = replaced
-      log.add(step + 1, step_metrics)
-      if step == start_step:
-        jax.block_until_ready(step_metrics)  # the compiler's time is no training time
-        log.restart_clock()
-      epoch, rest = divmod(step + 1, steps_per_epoch)
-      if rest:
-        continue
-      log.flush()
-      last = epoch == config.epochs
-      if last or epoch % config.eval_every == 0:
-        evaluation = evaluate(state)
-        writer.write(step + 1, {'epoch': float(epoch), **evaluation})
-        log.print_epoch(evaluation)
-      if last or epoch % config.checkpoint_every == 0:
-        checkpoint.save(checkpointer, step + 1, state)
-      log.restart_clock()
+                         start_step, pending)
+  checkpointer = checkpoint.open_checkpointer(workdir, config.checkpoint_keep,
+                                              config.checkpoint_keep_every * steps_per_epoch)
+  batches = steps.feed(feed.train_batches(start_step), here)
+  saved_at, saved_step, diverged_step = time.monotonic(), start_step, None
+
+  def every(epochs, step):
+    epoch, rest = divmod(step, steps_per_epoch)
+    return not rest and (epoch == config.epochs or epoch % epochs == 0)
+
+  def save_due(step):
+    minutes = config.checkpoint_every_minutes
+    return (every(config.checkpoint_every, step)
+            or config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+            or minutes and log.due and processes.on_main(
+                lambda: time.monotonic() - saved_at >= 60 * minutes))
+
+  def save(step):
+    nonlocal saved_at, saved_step
+    if step != saved_step and not checkpoint.save(checkpointer, step, state, log.pending()):
+      raise metrics.Diverged(step)
+    saved_at, saved_step = time.monotonic(), step
+
+  def evaluate(step):
+    sums = []
+    for batch in steps.feed(feed.eval_batches(eval_batch_size), here):
+      sums.append(eval_step(state, frozen, test_set, batch))
+      if stop.signal:
+        save(step)
+        stop.leave()
+    loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
+    evaluation = {'test_loss': loss / count, 'test_accuracy': correct / count}
+    if count < info.test_images:
+      evaluation['test_images_left_out'] = info.test_images - count
+    if writer:
+      writer.write(step, {'epoch': step / steps_per_epoch, **evaluation})
+    if step:
+      log.print_epoch(evaluation)
+
+  try:
+    with signals.watch() as stop, contextlib.ExitStack() as opened:
+      for thing in (checkpointer, log, batches, *([writer] if writer else [])):
+        opened.enter_context(contextlib.closing(thing))
+      if every(config.eval_every, start_step) and not processes.on_main(
+          lambda: metrics.evaluated(workdir, start_step)):
+        evaluate(start_step)
+      for step in range(start_step, total_steps):
+        batch, replaced = next(batches)
+        state, step_metrics = train_step(state, frozen, train_set, batch)
+        if log.due:
+          log.flush()
+        if config.data.bad_images == 'skip':
+          step_metrics['images_replaced'] = replaced
+        done = step + 1
+        log.add(done, step_metrics)
+        if step == start_step:
+          jax.block_until_ready(step_metrics)  # the compiler's time is no training time
+          log.restart_clock()
+          stop.training = True
+        if done % steps_per_epoch == 0:
+          log.flush()
+        stopping = stop.signal or processes.preempted(done)
+        if stopping or save_due(done):
+          save(done)
+        if stopping:
+          stop.leave()
+        if every(config.eval_every, done):
+          evaluate(done)
+        if done % steps_per_epoch == 0:
+          log.restart_clock()
+  except metrics.Diverged as error:
+    diverged_step = error.step
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be written ({error}). The newest whole checkpoint'
+                    ' there stays; make room, and the same command goes on from it.') from error
 
   # 5. The result, last: its presence says that all else is there.
-  title = f'{config.network}, {config.data.name}, training {config.train}'
-  figures.accuracy_over_epochs(workdir, title)
-  params = jax.device_get(masks.merge(state.trainable, frozen))
-  if start_gammas.size:
-    figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
-  lines = metrics.read(workdir)
-  final = next(x for x in lines if x['step'] == total_steps and 'test_accuracy' in x)
-  result = {
-      'test_accuracy': final['test_accuracy'],
-      'test_loss': final['test_loss'],
-      'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
-      'network': config.network,
-      'train': config.train,
-      'norm': config.norm,
-      'parameters': total,
-      'trained_parameters': sum(row.trained for row in table),
-      'data': config.data.name,
-      'train_images': info.train_images,
-      'test_images': info.test_images - round(final.get('test_images_left_out', 0)),
-      'epochs': config.epochs,
-      'steps': total_steps,
-      'seed': config.seed,
-      'seconds': sum(line.get('time_seconds', 0) for line in lines),
-      'device_kind': jax.devices()[0].device_kind,
-      'devices': devices,
-      'versions': {'python': platform.python_version(),
-                   **{name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}},
-      'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
-  }
-  workdir_lib.write_json(workdir / 'result.json', result)
-  lock.close()
+  def conclude():
+    title = f'{config.network}, {config.data.name}, training {config.train}'
+    figures.accuracy_over_epochs(workdir, title)
+    params = jax.device_get(masks.merge(state.trainable, frozen))
+    if start_gammas.size:
+      figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
+    lines = metrics.read(workdir)
+    final = {} if diverged_step else next(x for x in lines if x['step'] == total_steps
+                                          and 'test_accuracy' in x)
+    result = {
+        'test_accuracy': final.get('test_accuracy'),
+        'test_loss': final.get('test_loss'),
+        'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
+        'diverged': diverged_step is not None,
+        'diverged_step': diverged_step,
+        'network': config.network,
+        'train': config.train,
+        'norm': config.norm,
+        'parameters': masks.total(table),
+        'trained_parameters': sum(row.trained for row in table),
+        'data': config.data.name,
+        'train_images': info.train_images,
+        'test_images': info.test_images - round(final.get('test_images_left_out', 0)),
+        'epochs': config.epochs,
+        'steps': total_steps,
+        'seed': config.seed,
+        'seconds': sum(line.get('time_seconds', 0) for line in lines),
+        'device_kind': jax.devices()[0].device_kind,
+        'devices': devices,
+        'processes': jax.process_count(),
+        'versions': {'python': platform.python_version(), **{
+            name: importlib.metadata.version(name) for name in ('jax', 'flax', 'optax')}},
+        'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+    }
+    workdir_lib.write_json(workdir / 'result.json', result)
+    return result
+
+  result = processes.on_main(conclude)
   report(result, workdir)
   return result
 
 
-def report(result: dict[str, Any], workdir: pathlib.Path) -> None:
+def report(result: dict[str, Any], workdir: epath.Path) -> None:
   """Prints a run's result and where its plots are."""
   plots = [str(workdir / name) for name in ('accuracy.png', 'gamma.png')
            if (workdir / name).exists()]
-  lost = '' if result['test_loss'] is not None else 'diverged: the test loss is not finite\n'
+  if result['diverged']:
+    text = (f'diverged: the loss of step {result["diverged_step"]} of {result["steps"]} is not'
+            ' finite; the last checkpoint before it stays. A smaller'
+            ' config.optimizer.learning_rate may help')
+  else:
+    text = f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs'
+    if result['test_loss'] is None:
+      text = 'the test loss is not finite\n' + text
   metrics.console.print(
-      f'{lost}test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of'
-      f' training {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
+      f'{text} of training {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
       f' (untrained: {result["untrained_test_accuracy"]:.4f})\n'
       f'plots: {"  ".join(plots)}')

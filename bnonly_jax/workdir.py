@@ -1,83 +1,121 @@
-"""The folder of one run: whose it is, and files that are either whole or not there."""
+"""The folder of one run: whose it is, and files that are either whole or not there.
 
+A folder can lie in a bucket (gs://, s3://): all paths are those of etils.epath.
+"""
+
+import contextlib
 import fcntl
 import json
 import os
-import pathlib
 import platform
 import time
 from typing import Any
-from typing import TextIO
+
+from etils import epath
 
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 
-# Fields without influence on a run's state: where data lies, and what is kept of the run.
-FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
-        'checkpoint_every', 'checkpoint_keep')
+# Fields without influence on a run's state: where data lies, how it is read, and what is kept of
+# the run. They may change when a run goes on. So may epochs, upwards.
+FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size', 'log_every',
+        'eval_every', 'checkpoint_every', 'checkpoint_every_steps', 'checkpoint_every_minutes',
+        'checkpoint_keep', 'checkpoint_keep_every')
 
 
-def check(workdir: pathlib.Path, facts: dict[str, Any]) -> None:
+def path(workdir: str | os.PathLike) -> epath.Path:
+  """Returns a workdir's path, absolute."""
+  found = epath.Path(workdir).expanduser()
+  return found if is_remote(found) else epath.Path(os.path.abspath(found))
+
+
+def is_remote(workdir: epath.Path) -> bool:
+  """Whether a folder lies in a bucket."""
+  return '://' in os.fspath(workdir)
+
+
+def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   """Checks that a folder can be the run's: new, empty, or of a run with equal facts.
 
   Args:
     workdir: the folder.
     facts: the config's fields by dotted name, and what else the run depends on, as JSON holds it.
-      The fields in FREE may differ; one that an older run lacks had its default.
+      The fields in FREE may differ, and epochs may be more; a field that an older run lacks had
+      its default.
+
+  Returns:
+    The run's result if it has finished, else None.
 
   Raises:
     UserError: it holds anything else.
   """
-  exists = next(path for path in (workdir, *workdir.parents) if path.exists())
-  if not exists.is_dir():
+  exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
+  if exists.exists() and not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
                     ' same run. Choose another --workdir.')
-  if not os.access(exists, os.W_OK | os.X_OK):
+  if not is_remote(exists) and not os.access(exists, os.W_OK | os.X_OK):
     raise UserError(f'--workdir={workdir}: {exists} cannot be written. Choose another --workdir.')
-  if exists != workdir:
-    return
-  path = workdir / 'config.json'
-  if not path.exists():
+  if exists != workdir or not workdir.exists():
+    return None
+  config = workdir / 'config.json'
+  if not config.exists():
     foreign = sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.'))
     if foreign:
       raise UserError(f'--workdir={workdir} holds {", ".join(foreign[:3])} and no config.json;'
                       ' allowed is a folder that is new, empty or of the same run. Choose another'
                       ' --workdir.')
-    return
+    return None
   try:
-    there = {**flat(default_config()), **read_json(path)}
+    there = {**flat(default_config()), **read_json(config)}
   except (ValueError, TypeError) as error:
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
                     ' another --workdir.') from error
   differ = [f'{name} = {there.get(name)!r} there and {facts.get(name)!r} here'
             for name in sorted(there.keys() | facts.keys())
-            if name not in FREE and there.get(name) != facts.get(name)]
+            if name not in (*FREE, 'epochs') and there.get(name) != facts.get(name)]
+  if there['epochs'] > facts['epochs']:
+    differ.append(f'epochs = {there["epochs"]} there and {facts["epochs"]} here, which may only'
+                  ' grow')
   if differ:
     raise UserError(f'--workdir={workdir} holds another experiment: {"; ".join(differ)}.'
-                    ' Choose another --workdir, or give the same config to go on with that run.')
+                    ' Choose another --workdir, or give the same config to go on with that run.'
+                    f' What may differ is epochs (upwards) and {", ".join(FREE)}.')
+  result = read_json(workdir / 'result.json') if (workdir / 'result.json').exists() else None
+  return result if result and (result['diverged'] or there['epochs'] == facts['epochs']) else None
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Returns the value in a JSON file."""
-  return json.loads(path.read_text())
+def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:
+  """Makes the folder, keeps other processes out of it, and writes JSON files there.
 
+  The result of a shorter run becomes result_EPOCHS_epochs.json.
 
-def lock(workdir: pathlib.Path) -> TextIO:
-  """Makes the folder and keeps other processes out of it until this one ends.
-
-  Returns:
-    The open lock file. The lock lasts as long as the process keeps it.
+  Args:
+    workdir: the folder.
+    lock: the lock is let go when this is closed, or when the process ends in whatever way.
+    files: values by name.
 
   Raises:
-    UserError: the folder cannot be made, or another process has it; the message says which.
+    UserError: the folder cannot be made or written, or another process has it; the message says
+      which.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / '.lock', 'a+')  # noqa: SIM115
+    if not is_remote(workdir):  # a bucket knows no lock
+      _lock(workdir, lock)
+    result = workdir / 'result.json'
+    if result.exists():
+      result.rename(workdir / f'result_{read_json(result)["epochs"]}_epochs.json')
+    for name, value in files.items():
+      write_json(workdir / name, value)
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be made or written ({error}). Choose another'
-                    ' --workdir.') from error
+                    ' --workdir, or make room.') from error
+
+
+def _lock(workdir, stack):
+  file = open(workdir / '.lock', 'a+')  # noqa: SIM115
+  stack.callback(file.close)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -87,11 +125,15 @@ def lock(workdir: pathlib.Path) -> TextIO:
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
-  return file
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def read_json(file: epath.Path) -> Any:
+  """Returns the value in a JSON file."""
+  return json.loads(file.read_text())
+
+
+def write_json(file: epath.Path, value: Any) -> None:
   """Writes JSON so that at any moment the file is either the old or the new one, whole."""
-  draft = path.with_name(f'.{path.name}')
+  draft = file.parent / f'.{file.name}'
   draft.write_text(json.dumps(value, indent=2) + '\n')
-  os.replace(draft, path)
+  draft.replace(file)

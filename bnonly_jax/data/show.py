@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from absl import flags
+from etils import epath
 import ml_collections
 
 from bnonly_jax import command_line
@@ -16,7 +17,7 @@ from bnonly_jax import command_line
 _NUMBER = 64
 
 
-def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[pathlib.Path]:
+def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epath.Path]:
   """Draws the first training images of the run and the first evaluation images.
 
   Args:
@@ -36,7 +37,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[pat
   from bnonly_jax import train
   from bnonly_jax.data import augment
   from bnonly_jax.data import prepare
-  out = pathlib.Path(out)
+  out = epath.Path(out)
   info = train.plan(config).info
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)

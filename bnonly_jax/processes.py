@@ -1,0 +1,153 @@
+"""Several processes that train together: starting, agreeing, and who writes.
+
+Every process runs the same program on the same config. What touches the workdir is done by the main
+process alone, inside `on_main`, which gives its result, or its error, to all.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import hashlib
+import json
+import pathlib
+import secrets
+import time
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from bnonly_jax.config import UserError
+
+_ROOM = 1 << 16  # bytes of a message from the main process
+_PEER_SECONDS = 30  # without a sign of life, after which a process counts as dead
+
+
+def cluster(environment: Mapping[str, str]) -> str:
+  """Returns what JAX finds its cluster by, or '' where this process is the only one.
+
+  These are the variables that jax.distributed.initialize reads (jax/_src/clusters).
+  """
+  if environment.get('OMPI_MCA_orte_hnp_uri') and environment.get('OMPI_COMM_WORLD_SIZE') != '1':
+    return 'Open MPI'
+  if environment.get('SLURM_JOB_ID') and environment.get('SLURM_STEP_NUM_TASKS', '1') != '1':
+    return 'Slurm'
+  if environment.get('KUBERNETES_SERVICE_HOST') and environment.get('JOB_COMPLETION_INDEX'):
+    return 'Kubernetes'
+  hosts = environment.get('TPU_WORKER_HOSTNAMES') or environment.get('TPU_PROCESS_ADDRESSES')
+  return 'Cloud TPU' if hosts and ',' in hosts else ''
+
+
+def initialize(environment: Mapping[str, str], coordinator: str = '', number: int = 0,
+               index: int = -1, timeout: int = 300) -> None:
+  """Joins the other processes, if there are any; must come before anything else of JAX.
+
+  Args:
+    environment: the process's environment variables.
+    coordinator: HOST:PORT of process 0; '' leaves all to the cluster, if this is one.
+    number: of processes, with a coordinator.
+    index: of this process, with a coordinator.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    UserError: the flags do not fit together, or the others do not come in time.
+  """
+  found = cluster(environment)
+  if coordinator and not (0 <= index < number):
+    raise UserError(f'--coordinator={coordinator} with --processes={number} and --process={index};'
+                    ' allowed are --processes=N and --process=I with I from 0 to N - 1. Give all'
+                    ' three.')
+  if not coordinator and (number or index >= 0):
+    raise UserError(f'--processes={number} and --process={index} need --coordinator=HOST:PORT, the'
+                    ' address of process 0. Give all three.')
+  if not coordinator and not found:
+    return
+  try:
+    explicit = (coordinator, number, index) if coordinator else ()
+    jax.distributed.initialize(*explicit, initialization_timeout=timeout,
+                               heartbeat_timeout_seconds=_PEER_SECONDS)
+  except Exception as error:  # JAX raises RuntimeError, ValueError and errors of its own runtime
+    where = f'at {coordinator}' if coordinator else f'in the cluster ({found})'
+    raise UserError(f'the processes {where} did not come together within {timeout} s:'
+                    f' {str(error).strip().splitlines()[0]}. Look whether all were started, with'
+                    ' the same coordinator; --start_timeout gives them more time.') from error
+
+
+def is_main() -> bool:
+  """Whether this process writes the workdir and speaks."""
+  return jax.process_index() == 0
+
+
+def on_main(call: Callable[[], Any]) -> Any:
+  """Calls a function in the main process and returns its result, as JSON holds it, in all.
+
+  Raises:
+    UserError: the call raised it; then it is raised in all processes.
+  """
+  if jax.process_count() == 1:
+    return call()
+  message = None
+  if is_main():
+    try:
+      message = {'result': call()}
+    except Exception as error:
+      message = {'error': str(error) if isinstance(error, UserError) else
+                 f'process 0 failed: {type(error).__name__}: {error}'}
+  message = json.loads(_from_main(json.dumps(message).encode()))
+  if 'error' in message:
+    raise UserError(message['error'])
+  return message['result']
+
+
+def _from_main(message):
+  """Returns the bytes that the main process has, in all."""
+  buffer = np.zeros(_ROOM, np.uint8)
+  if is_main():
+    buffer[:len(message)] = np.frombuffer(message, np.uint8)
+  received = multihost_utils.broadcast_one_to_all(buffer)
+  return np.asarray(received).tobytes().rstrip(b'\0')
+
+
+def require_equal(what: str, value: Any) -> None:
+  """Checks that all processes have an equal value.
+
+  Raises:
+    UserError: one has another.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+  all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+  differ = [i for i, other in enumerate(all_of_them) if np.any(other != all_of_them[0])]
+  if differ:
+    raise UserError(f'process {differ[0]} has another {what} than process 0. Start all of them with'
+                    ' the same command.')
+
+
+def require_shared(folder: pathlib.Path) -> None:
+  """Checks that all processes see one and the same folder.
+
+  Raises:
+    UserError: one does not.
+  """
+  if jax.process_count() == 1:
+    return
+  name = on_main(lambda: f'.seen-{secrets.token_hex(8)}')
+  if is_main():
+    (folder / name).touch()
+  multihost_utils.sync_global_devices('token written')
+  deadline = time.monotonic() + 5  # a network file system may take its time
+  while not (folder / name).exists() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  seen = multihost_utils.process_allgather(np.array((folder / name).exists()))
+  if is_main():
+    (folder / name).unlink()
+  if not seen.all():
+    raise UserError(f'--workdir={folder} is not one folder for all processes: process'
+                    f' {int(np.argmin(seen))} does not see what process 0 writes there. Choose a'
+                    ' --workdir on a file system that all share, or a bucket.')
+
+
+def preempted(step: int) -> bool:
+  """Whether a process was told to end (SIGTERM); the same answer in all at one step."""
+  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
