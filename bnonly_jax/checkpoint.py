@@ -81,8 +81,7 @@ def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]]
   state, pending = None, []
   for path in reversed(found):
     try:
-      metadata = ocp.metadata(path)
-      shapes = _shapes(metadata.metadata)
+      metadata, shapes = _metadata(path)
     except Exception as error:  # whatever Orbax and its stores raise at torn files
       damaged.append((path.name, _first_line(error)))
       continue
@@ -130,8 +129,7 @@ def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
     return frozen
   remedy = f'Move {path} away: it is written anew from the config.'
   try:
-    metadata = ocp.metadata(path)
-    shapes = _shapes(metadata.metadata)
+    metadata, shapes = _metadata(path)
   except Exception as error:
     raise UserError(f'{path} is damaged ({_first_line(error)}). {remedy}') from error
   _require_equal(shapes, _shapes(frozen), path)
@@ -145,6 +143,14 @@ def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
     raise UserError(f'{path} is damaged: {", ".join(changed[:5])} changed since it was written.'
                     f' {remedy}')
   return values
+
+
+def _metadata(path):
+  metadata = ocp.metadata(path)
+  shapes = _shapes(metadata.metadata)
+  if not shapes:  # what Orbax finds in some torn ones
+    raise ValueError('it holds no tensor')
+  return metadata, shapes
 
 
 def _first_line(error):

@@ -52,6 +52,7 @@ class Writer:
   """
 
   def __init__(self, workdir: epath.Path, start_step: int):
+    workdir = epath.Path(workdir)
     self._path = workdir / 'metrics.jsonl'
     kept = [line for line in read(workdir) if start_step and line['step'] <= start_step]
     if (workdir / 'tensorboard').exists():

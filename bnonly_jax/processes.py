@@ -8,11 +8,14 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import hashlib
 import json
-import pathlib
+import os
 import secrets
+import sys
+import threading
 import time
 from typing import Any
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
@@ -49,8 +52,10 @@ def initialize(environment: Mapping[str, str], coordinator: str = '', number: in
     index: of this process, with a coordinator.
     timeout: seconds to wait for the others.
 
+  If they do not come in time, the process ends with one line and code 1.
+
   Raises:
-    UserError: the flags do not fit together, or the others do not come in time.
+    UserError: the flags do not fit together.
   """
   found = cluster(environment)
   if coordinator and not (0 <= index < number):
@@ -62,15 +67,22 @@ def initialize(environment: Mapping[str, str], coordinator: str = '', number: in
                     ' address of process 0. Give all three.')
   if not coordinator and not found:
     return
-  try:
-    explicit = (coordinator, number, index) if coordinator else ()
-    jax.distributed.initialize(*explicit, initialization_timeout=timeout,
-                               heartbeat_timeout_seconds=_PEER_SECONDS)
-  except Exception as error:  # JAX raises RuntimeError, ValueError and errors of its own runtime
-    where = f'at {coordinator}' if coordinator else f'in the cluster ({found})'
-    raise UserError(f'the processes {where} did not come together within {timeout} s:'
-                    f' {str(error).strip().splitlines()[0]}. Look whether all were started, with'
-                    ' the same coordinator; --start_timeout gives them more time.') from error
+  where = f'at {coordinator}' if coordinator else f'in the cluster ({found})'
+
+  def give_up():
+    print(f'error: the processes {where} did not come together within {timeout} s. Look whether all'
+          ' were started, with the same coordinator; --start_timeout gives them more time.',
+          file=sys.stderr, flush=True)
+    os._exit(1)
+
+  # JAX's runtime would end the process by a signal, and say nothing that helps.
+  timer = threading.Timer(timeout, give_up)
+  timer.daemon = True
+  timer.start()
+  explicit = (coordinator, number, index) if coordinator else ()
+  jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60,
+                             heartbeat_timeout_seconds=_PEER_SECONDS)
+  timer.cancel()
 
 
 def is_main() -> bool:
@@ -124,7 +136,7 @@ def require_equal(what: str, value: Any) -> None:
                     ' the same command.')
 
 
-def require_shared(folder: pathlib.Path) -> None:
+def require_shared(folder: epath.Path) -> None:
   """Checks that all processes see one and the same folder.
 
   Raises:

@@ -7,12 +7,14 @@ from bnonly_jax import checkpoint
 from bnonly_jax import masks
 from bnonly_jax.config import UserError
 
+PENDING = [{'loss': float(np.float32(0.1)), 'accuracy': 0.5}]
+
 
 def saved(workdir, setup, number_of_steps=1):
   state, _, _ = setup.run(1, devices=1)
   with_checkpoints = checkpoint.open_checkpointer(workdir, 2)
   for step in range(1, number_of_steps + 1):
-    checkpoint.save(with_checkpoints, step, state)
+    assert checkpoint.save(with_checkpoints, step, state, PENDING)
   checkpoint.keep_frozen(workdir, setup.frozen)
   with_checkpoints.close()
   return state
@@ -23,9 +25,8 @@ def saved(workdir, setup, number_of_steps=1):
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path, selection, chosen):
   setup = conftest.make_setup(selection, chosen=chosen)
   state = saved(tmp_path, setup)
-  checkpointer = checkpoint.open_checkpointer(tmp_path, 2)
-  assert checkpoint.latest_step(checkpointer) == 1
-  restored = checkpoint.restore(checkpointer, setup.state)
+  restored, pending, damage = checkpoint.restore(tmp_path, setup.state)
+  assert pending == PENDING and damage == []
   zeros = jax.tree.map(np.zeros_like, setup.frozen)
   frozen = checkpoint.keep_frozen(tmp_path, zeros)
   for have, want in ((restored, state), (frozen, setup.frozen)):
@@ -55,7 +56,7 @@ def test_another_selection_is_refused_with_names_and_counts_of_both(tmp_path, th
   count = lambda tree: (len(jax.tree.leaves(tree)),
                         sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))
   with pytest.raises(UserError) as error:
-    checkpoint.restore(checkpoint.open_checkpointer(tmp_path, 2), second.state)
+    checkpoint.restore(tmp_path, second.state)
   for setup, where in ((first, 'there'), (second, 'here')):
     tensors, numbers = count(setup.state)
     assert f'{tensors} tensors with {numbers:,} numbers {where}' in str(error.value)
@@ -67,3 +68,96 @@ def test_another_selection_is_refused_with_names_and_counts_of_both(tmp_path, th
 
 
 PARAMS = conftest.make_setup('batchnorm').variables['params']
+
+
+def test_checkpoints_of_a_regular_kind_stay(tmp_path):
+  setup = conftest.make_setup('batchnorm')
+  with checkpoint.open_checkpointer(tmp_path, 1, keep_every=3) as checkpointer:
+    for step in range(1, 9):
+      checkpoint.save(checkpointer, step, setup.state)
+  assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir()) == ['3', '6', '8']
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+  setup = conftest.make_setup('batchnorm')
+  leaves, tree = jax.tree.flatten(setup.state)
+  leaves[3] = leaves[3] + np.float32(np.nan)
+  with checkpoint.open_checkpointer(tmp_path, 2) as checkpointer:
+    assert not checkpoint.save(checkpointer, 1, jax.tree.unflatten(tree, leaves))
+  assert checkpoint.restore(tmp_path, setup.state) == (None, [], [])
+
+
+def data_files(folder):
+  """The files with the numbers: Orbax has the same twice."""
+  return [p for p in folder.rglob('d/*') if p.is_file()]
+
+
+def flip(folder):
+  for path in data_files(folder):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def flip_pending(folder):
+  path = folder / '_CHECKPOINT_METADATA'
+  path.write_text(path.read_text().replace('"accuracy": 0.5', '"accuracy": 0.6'))
+
+
+DAMAGE = {
+    'flipped': flip,
+    'cut short': lambda p: [q.write_bytes(q.read_bytes()[:-20]) for q in data_files(p)],
+    'empty files': lambda p: [q.write_bytes(b'') for q in data_files(p)],
+    'files gone': lambda p: [q.unlink() for q in data_files(p)],
+    'empty folder': lambda p: [q.unlink() for q in p.rglob('*') if q.is_file()],
+    'other metrics': flip_pending,
+    'no metadata': lambda p: (p / '_CHECKPOINT_METADATA').write_bytes(b''),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, kind):
+  setup = conftest.make_setup('batchnorm')
+  state = saved(tmp_path, setup, 3)
+  DAMAGE[kind](tmp_path / 'checkpoints/3')
+  restored, pending, damage = checkpoint.restore(tmp_path, setup.state)
+  assert len(damage) == 1 and damage[0].startswith('the checkpoint of step 3 is damaged (')
+  assert pending == PENDING
+  for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert (tmp_path / 'damaged/3').is_dir()
+  # The step can be saved again.
+  with checkpoint.open_checkpointer(tmp_path, 2) as checkpointer:
+    checkpoint.save(checkpointer, 3, state)
+  assert checkpoint.restore(tmp_path, setup.state)[2] == []
+
+
+def test_all_checkpoints_damaged_means_from_the_start(tmp_path):
+  setup = conftest.make_setup('batchnorm')
+  saved(tmp_path, setup, 2)
+  for step in ('1', '2'):
+    flip(tmp_path / 'checkpoints' / step)
+  restored, pending, damage = checkpoint.restore(tmp_path, setup.state)
+  assert restored is None and pending == [] and len(damage) == 2
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'empty files', 'no metadata'])
+def test_a_damaged_frozen_half_is_refused(tmp_path, damage):
+  setup = conftest.make_setup('batchnorm')
+  checkpoint.keep_frozen(tmp_path, setup.frozen)
+  checkpoint.keep_frozen(tmp_path, setup.frozen)
+  DAMAGE[damage](tmp_path / 'frozen')
+  with pytest.raises(UserError, match=r'frozen is damaged.*Move .*/frozen away'):
+    checkpoint.keep_frozen(tmp_path, setup.frozen)
+
+
+def test_a_changed_frozen_tensor_is_named(tmp_path):
+  setup = conftest.make_setup('batchnorm')
+  checkpoint.keep_frozen(tmp_path, setup.frozen)
+  path = tmp_path / 'frozen/_CHECKPOINT_METADATA'
+  digest = checkpoint._digests(setup.frozen)['stem_conv/kernel']
+  text = path.read_text()
+  assert digest in text
+  path.write_text(text.replace(digest, '0' * 64))
+  with pytest.raises(UserError, match='frozen is damaged: stem_conv/kernel changed'):
+    checkpoint.keep_frozen(tmp_path, setup.frozen)

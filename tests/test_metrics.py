@@ -1,6 +1,8 @@
+import json
 import math
 
 import numpy as np
+import pytest
 from tensorboardX.proto import event_pb2
 
 from bnonly_jax import masks
@@ -27,7 +29,7 @@ def test_lines_after_the_checkpoint_go_and_a_torn_one_too(tmp_path):
 def test_a_line_is_the_mean_since_the_last(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
   log = metrics.TrainLog(writer, steps=8, steps_per_epoch=4, batch_size=16, log_every=3,
-                         start_step=0)
+                         start_step=0, pending=[])
   for step in range(1, 9):
     if log.due:
       log.flush()
@@ -90,3 +92,51 @@ def test_the_table_says_what_trains(capsys):
   assert rows['conv'] == ['3', '60', '60.00%', 'frozen']
   assert rows['output'] == ['2', '10', '10.00%', '4']
   assert rows['all'] == ['7', '100', '100.00%', '34', '(34.00%)']
+
+
+def test_pending_metrics_go_on_in_the_next_line(tmp_path):
+  def log_of(writer, start_step, pending):
+    return metrics.TrainLog(writer, steps=8, steps_per_epoch=8, batch_size=16, log_every=4,
+                            start_step=start_step, pending=pending)
+
+  writer = metrics.Writer(tmp_path, 0)
+  first = log_of(writer, 0, [])
+  for step in (1, 2):
+    first.add(step, {'loss': np.float32(step / 3)})
+  pending = json.loads(json.dumps(first.pending()))
+  first.close()
+  second = log_of(writer, 2, pending)
+  for step in (3, 4):
+    second.add(step, {'loss': np.float32(step / 3)})
+  assert second.due
+  second.flush()
+  second.close()
+  writer.close()
+  (line,) = metrics.read(tmp_path)
+  expected = np.mean([np.float32(step / 3) for step in (1, 2, 3, 4)], dtype=np.float64)
+  assert line['step'] == 4 and line['train_loss'] == expected
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  log = metrics.TrainLog(writer, steps=8, steps_per_epoch=8, batch_size=16, log_every=4,
+                         start_step=2, pending=[{'loss': 1.0}, {'loss': 1.0}])
+  for step, loss in ((3, 1.0), (4, math.inf), (5, math.nan)):
+    log.add(step, {'loss': np.float32(loss)})
+  with pytest.raises(metrics.Diverged) as error:
+    log.flush()
+  assert error.value.step == 4 and metrics.read(tmp_path) == []
+  log.close()
+  writer.close()
+
+
+def test_where_nothing_can_be_appended_the_file_is_written_anew(tmp_path, monkeypatch):
+  whole = []
+  writer = metrics.Writer(tmp_path, 0)
+  writer._file.close()
+  writer._file = None  # as in a bucket
+  monkeypatch.setattr(type(writer._path), 'write_text', lambda path, text: whole.append(text))
+  for step in (1, 2):
+    writer.write(step, {'train_loss': 1.0})
+  writer.close()
+  assert [len(text.splitlines()) for text in whole] == [1, 2]

@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from bnonly_jax import checkpoint
 from bnonly_jax import masks
 from bnonly_jax import metrics
+from bnonly_jax import optimizer
+from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import default_config
@@ -199,25 +203,87 @@ def test_a_run_goes_on_where_its_data_moved_but_not_on_other_devices(run, data_d
   elsewhere = data_dir / '..' / data_dir.name
   assert train.train_and_evaluate(tiny_config(elsewhere, checkpoint_keep=7), workdir) == result
   with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match='devices = 4 there'):
-    patch.setattr(jax, 'local_device_count', lambda: 2)
+    patch.setattr(jax, 'device_count', lambda: 2)
     train.train_and_evaluate(tiny_config(data_dir), workdir)
 
 
 def test_a_workdir_in_use_is_refused(data_dir, tmp_path):
-  with workdir_lib.lock(tmp_path):
+  with contextlib.ExitStack() as lock:
+    workdir_lib.claim(workdir_lib.path(tmp_path), lock, {})
     with pytest.raises(UserError, match=f'in use by process {os.getpid()} on .* since '):
       train.train_and_evaluate(tiny_config(data_dir), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['.lock']
-  workdir_lib.lock(tmp_path).close()
+  with contextlib.ExitStack() as lock:
+    workdir_lib.claim(workdir_lib.path(tmp_path), lock, {})
 
 
-def test_a_diverged_run_ends_and_says_so(data_dir, tmp_path, capsys):
-  config = tiny_config(data_dir, epochs=1)
-  config.optimizer.learning_rate = 1e30
-  train.train_and_evaluate(config, tmp_path)
+def test_a_diverged_run_stops_and_says_so(data_dir, tmp_path, capsys):
+  config = tiny_config(data_dir, epochs=3, log_every=1, checkpoint_every_steps=1)
+  config.optimizer.drops = ()
+  config.optimizer.learning_rate = 1e12
+  result = train.train_and_evaluate(config, tmp_path)
+  assert result == json.loads((tmp_path / 'result.json').read_text())
+  step = result['diverged_step']
+  assert result['diverged'] and result['test_loss'] is None and 1 <= step < 12
   lines = metrics.read(tmp_path)
-  assert lines[-2]['train_loss'] is None and lines[-1]['test_loss'] is None
+  assert lines[-1]['step'] < step and all(line.get('train_loss', 0.0) is not None for line in lines)
+  kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert kept and kept[-1] < step
+  state, _, _ = checkpoint.restore(tmp_path, train_state(config))
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+  assert f'diverged: the loss of step {step} of 15 is not finite' in capsys.readouterr().out
+  # The same command again shows it, and leaves all as it is.
+  assert train.train_and_evaluate(config, tmp_path) == result
+
+
+def train_state(config):
+  planned = train.plan(config)
+  tx = optimizer.create(config.optimizer, lambda step: 0.1, planned.mask)
+  return steps.create_state(train.draw_variables(config, planned), planned.mask, tx)[0]
+
+
+def test_more_epochs_go_on_from_the_end_and_keep_the_shorter_result(data_dir, tmp_path):
+  config = tiny_config(data_dir, log_every=1)
+  config.optimizer.drops = ()
+  short = train.train_and_evaluate(config, tmp_path / 'run')
+  config.epochs, config.log_every, config.checkpoint_keep = 3, 1, 3
+  longer = train.train_and_evaluate(config, tmp_path / 'run')
+  straight = train.train_and_evaluate(config, tmp_path / 'straight')
+  assert (longer['epochs'], longer['test_loss']) == (3, straight['test_loss'])
+  assert without_times(metrics.read(tmp_path / 'run')) == without_times(
+      metrics.read(tmp_path / 'straight'))
+  assert json.loads((tmp_path / 'run/result_2_epochs.json').read_text()) == short
+  with pytest.raises(UserError, match='epochs = 3 there and 2 here, which may only grow'):
+    train.train_and_evaluate(tiny_config(data_dir, **{'optimizer.drops': ()}), tmp_path / 'run')
+
+
+def test_checkpoints_come_by_steps_and_minutes(data_dir, tmp_path, monkeypatch):
+  steps_saved = []
+  real = checkpoint.save
+  monkeypatch.setattr(checkpoint, 'save', lambda checkpointer, step, *rest: (
+      steps_saved.append(step), real(checkpointer, step, *rest))[1])
+  fields = {'log_every': 2, 'checkpoint_every': 2, 'checkpoint_keep': 9}
+  train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / 'epochs')
+  train.train_and_evaluate(tiny_config(data_dir, checkpoint_every_steps=4, **fields),
+                           tmp_path / 'steps')
+  train.train_and_evaluate(tiny_config(data_dir, checkpoint_every_minutes=1e-9, **fields),
+                           tmp_path / 'minutes')
+  # Five steps an epoch; the lines of metrics end with steps 2, 4, 5, 7, 9, 10.
+  assert steps_saved == [10] + [4, 8, 10] + [2, 4, 7, 9, 10]
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run, data_dir, tmp_path,
+                                                                        capsys):
+  config = tiny_config(data_dir)
+  workdir, expected = run
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run/result.json').unlink()
+  newest = max((tmp_path / 'run/checkpoints').iterdir(), key=lambda p: int(p.name))
+  for path in newest.rglob('d/*'):
+    if path.is_file():
+      path.write_bytes(b'')
+  result = train.train_and_evaluate(config, tmp_path / 'run')
   printed = capsys.readouterr().out
-  assert 'not finite at step 2: the run has diverged' in printed
-  assert 'diverged: the test loss is not finite' in printed
-  assert json.loads((tmp_path / 'result.json').read_text())['test_loss'] is None
+  assert f'the checkpoint of step {newest.name} is damaged' in printed
+  assert 'going on after step 5 of 10' in printed
+  assert without_times([result]) == without_times([expected])
