@@ -4,8 +4,12 @@ Every checkpoint holds a digest of its content. With several processes all of th
 functions together, as Orbax wants it; each has the whole state, and the first writes.
 """
 
+from collections.abc import Iterator
+import contextlib
+import errno
 import hashlib
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -17,9 +21,10 @@ from bnonly_jax import processes
 from bnonly_jax.config import UserError
 
 
+@contextlib.contextmanager
 def open_checkpointer(workdir: epath.Path, keep: int, keep_every: int = 0
-                      ) -> ocp.training.Checkpointer:
-  """Returns the checkpointer of workdir/checkpoints.
+                      ) -> Iterator[ocp.training.Checkpointer]:
+  """Opens workdir/checkpoints; at the end waits until all is written.
 
   It saves at whatever step it is asked to, so that the training loop alone decides.
 
@@ -27,15 +32,33 @@ def open_checkpointer(workdir: epath.Path, keep: int, keep_every: int = 0
     workdir: the run's.
     keep: number of checkpoints that stay, the newest.
     keep_every: checkpoints at multiples of this many steps stay besides; 0: none.
+
+  Raises:
+    OSError: what was to be saved could not be written.
   """
   policies = ocp.training.preservation_policies
   policy = policies.LatestN(keep)
   if keep_every:
     policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(keep_every)])
-  return ocp.training.Checkpointer(
+  checkpointer = ocp.training.Checkpointer(
       workdir / 'checkpoints',
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       preservation_policy=policy, cleanup_tmp_directories=True)
+  try:
+    yield checkpointer
+  finally:
+    with _told_as_os_error():
+      checkpointer.close()
+
+
+@contextlib.contextmanager
+def _told_as_os_error():
+  try:
+    yield
+  except Exception as error:  # Orbax's stores have their own ways to say that the disk is full
+    text = str(error)
+    raise OSError(os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in text
+                  else _first_line(error)) from error
 
 
 def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
@@ -50,14 +73,18 @@ def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
 
   Returns:
     False, and saves nothing, if a number in the state is not finite.
+
+  Raises:
+    OSError: this or the last checkpoint cannot be written.
   """
   # A copy: the next step takes the state's buffers, which on CPU are the host's own memory.
   state = jax.tree.map(np.array, state)
   if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)):
     return False
   pending = list(pending)
-  checkpointer.save_async(step, state, custom_metadata={
-      'pending': pending, 'sha256': _digest(state, pending)})
+  with _told_as_os_error():
+    checkpointer.save_async(step, state, custom_metadata={
+        'pending': pending, 'sha256': _digest(state, pending)})
   return True
 
 

@@ -175,8 +175,6 @@ def _run(config, workdir, planned, variables, table):
   writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
   log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
                          start_step, pending)
-  checkpointer = checkpoint.open_checkpointer(workdir, config.checkpoint_keep,
-                                              config.checkpoint_keep_every * steps_per_epoch)
   batches = steps.feed(feed.train_batches(start_step), here)
   saved_at, saved_step, diverged_step = time.monotonic(), start_step, None
 
@@ -214,8 +212,11 @@ def _run(config, workdir, planned, variables, table):
       log.print_epoch(evaluation)
 
   try:
-    with signals.watch() as stop, contextlib.ExitStack() as opened:
-      for thing in (checkpointer, log, batches, *([writer] if writer else [])):
+    with contextlib.ExitStack() as opened:
+      stop = opened.enter_context(signals.watch())
+      checkpointer = opened.enter_context(checkpoint.open_checkpointer(
+          workdir, config.checkpoint_keep, config.checkpoint_keep_every * steps_per_epoch))
+      for thing in (log, batches, *([writer] if writer else [])):
         opened.enter_context(contextlib.closing(thing))
       if every(config.eval_every, start_step) and not processes.on_main(
           lambda: metrics.evaluated(workdir, start_step)):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from orbax.checkpoint import v1 as ocp
 import pytest
 
 from bnonly_jax import metrics
@@ -145,20 +146,86 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(data_dir, tmp_path, whole)
   assert same_run(tmp_path / 'run', whole)
 
 
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(data_dir, tmp_path, number, code):
+  fields = ('--config.epochs=30', '--config.checkpoint_every=30', '--config.log_every=7')
+  arguments = digits(data_dir, tmp_path / 'run', *fields)
+  process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  for line in process.stdout:
+    if line.startswith('epoch 3/'):
+      break
+  time.sleep(random.uniform(0, 0.2))
+  told = time.monotonic()
+  process.send_signal(number)
+  out, errors = process.communicate()
+  assert process.returncode == code and time.monotonic() - told < 10, errors
+  assert 'asked to stop' in out
+  (checkpoint,) = (tmp_path / 'run/checkpoints').iterdir()
+  assert call(*arguments).returncode == 0
+  assert call(*digits(data_dir, tmp_path / 'whole', *fields)).returncode == 0
+  assert same_run(tmp_path / 'run', tmp_path / 'whole')
+
+
+def test_a_signal_before_the_first_step_ends_at_once(data_dir, tmp_path):
+  process = subprocess.Popen(command(*digits(data_dir, tmp_path / 'run')), cwd=ROOT,
+                             env=environment(), text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+  while not (tmp_path / 'run/metrics.jsonl').exists() and process.poll() is None:
+    time.sleep(0.01)
+  told = time.monotonic()
+  process.send_signal(signal.SIGTERM)
+  process.communicate()
+  assert process.returncode in (143, -signal.SIGTERM) and time.monotonic() - told < 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='mounts a small file system, as root only can')
+def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(data_dir, tmp_path):
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', disk], check=False)
+  if mount.returncode:
+    pytest.skip('cannot mount a small file system here')
+  try:
+    arguments = digits(data_dir, disk / 'run', '--config.epochs=12', '--config.train=all',
+                       '--config.checkpoint_keep=99')
+    full = call(*arguments)
+    assert full.returncode == 1, full.stdout + full.stderr
+    said = full.stderr.strip().splitlines()[-1]  # below what Orbax logs
+    assert said.startswith('error: ') and 'cannot be written (No space left on device' in said
+    assert not (disk / 'run/result.json').exists()
+    subprocess.run(['mount', '-o', 'remount,size=60m', disk], check=True)
+    done = call(*arguments)
+    assert done.returncode == 0 and 'going on after step' in done.stdout, done.stderr
+  finally:
+    subprocess.run(['umount', '-l', disk], check=True)
+  whole = digits(data_dir, tmp_path / 'whole', '--config.epochs=12', '--config.train=all')
+  assert call(*whole).returncode == 0
+  result = json.loads((tmp_path / 'whole/result.json').read_text())
+  assert f'test accuracy {result["test_accuracy"]:.4f}' in done.stdout
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(data_dir, tmp_path):
-  arguments = digits(data_dir, tmp_path / 'whole', '--config.epochs=150')
-  assert call(*arguments).returncode == 0
-  killed, kills = digits(data_dir, tmp_path / 'killed', '--config.epochs=150'), 0
+  fields = ('--config.epochs=150', '--config.checkpoint_every_steps=5', '--config.log_every=4')
+  assert call(*digits(data_dir, tmp_path / 'whole', *fields)).returncode == 0
+  killed, kills = digits(data_dir, tmp_path / 'killed', *fields), 0
   moments = random.Random(0)
-  for _ in range(15):
+  # While a run takes a few seconds to its first step, most of these end in the middle of steps,
+  # saves and evaluations, and some before; each run gets a little further.
+  for _ in range(100):
     process = subprocess.Popen(command(*killed), cwd=ROOT, env=environment(),
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-      process.wait(moments.uniform(1, 7))
+      process.wait(moments.uniform(1, 5.5))
     except subprocess.TimeoutExpired:
       process.send_signal(signal.SIGKILL)
       kills += 1
     process.wait()
-  assert call(*killed).returncode == 0 and kills > 7
+  assert call(*killed).returncode == 0 and kills > 20
   assert same_run(tmp_path / 'whole', tmp_path / 'killed')
+  state = [sorted(p for p in (tmp_path / name / 'checkpoints').iterdir())[-1]
+           for name in ('whole', 'killed')]
+  assert state[0].name == state[1].name
+  first, second = (ocp.metadata(path).custom_metadata['sha256'] for path in state)
+  assert first == second

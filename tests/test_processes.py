@@ -1,0 +1,217 @@
+"""Two processes of two simulated devices each, started as launch/local.sh starts them."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_train import last_state
+from test_train import tiny_config
+from test_train import without_times
+
+from bnonly_jax import metrics
+from bnonly_jax import processes
+from bnonly_jax import train
+from bnonly_jax.config import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable, 'DEVICES': '2', 'XLA_FLAGS': '',
+               'PYTHONUNBUFFERED': '1'}
+# Equal rates at any number of epochs, and small ones: rounding differs and training amplifies it.
+FIELDS = {'optimizer.drops': (), 'optimizer.learning_rate': 1e-3, 'data.flip': True,
+          'sync_batchnorm': True, 'batch_size': 512, 'log_every': 1}
+
+
+def flags_of(data_dir, workdir, **fields):
+  fields = {**FIELDS, **fields}
+  return ['--config=configs/digits.py:resnet8', f'--config.data.dir={data_dir}',
+          f'--workdir={workdir}', '--config.eval_batch_size=100', '--config.optimizer.drops=()',
+          *(f'--config.{name}={value}' for name, value in fields.items()
+            if name != 'optimizer.drops')]
+
+
+def start(*arguments, number=2):
+  return subprocess.Popen(['launch/local.sh', str(number), *arguments], cwd=ROOT, text=True,
+                          env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          start_new_session=True)
+
+
+def finish(process, seconds=150):
+  try:
+    return process.communicate(timeout=seconds)[0]
+  finally:
+    if process.poll() is None:
+      os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize('limit', [2.0, 0.0])  # resident, streamed
+def test_two_processes_do_what_one_does_and_take_over_from_each_other(data_dir, tmp_path, limit):
+  fields = {**FIELDS, 'data.resident_limit': limit}
+  for epochs in (1, 2, 3):  # two processes, one, two
+    if epochs == 2:
+      train.train_and_evaluate(tiny_config(data_dir, epochs=2, **fields), tmp_path / 'run')
+    else:
+      process = start(*flags_of(data_dir, tmp_path / 'run', epochs=epochs,
+                                **{'data.resident_limit': limit}))
+      out = finish(process)
+      assert process.returncode == 0, out
+      assert out.count('test accuracy') == 1  # process 0 alone speaks
+  straight = train.train_and_evaluate(tiny_config(data_dir, epochs=3, **fields), tmp_path / 'one')
+  assert jax.device_count() == 4 and straight['processes'] == 1
+  lines, expected = (without_times(metrics.read(tmp_path / name)) for name in ('run', 'one'))
+  assert [line['step'] for line in lines] == [line['step'] for line in expected]
+  for line, other in zip(lines, expected, strict=True):
+    for name, value in line.items():
+      np.testing.assert_allclose(value, other[name], rtol=1e-5, err_msg=f'{name} {line["step"]}')
+  for a, b in zip(last_state(tmp_path / 'run'), last_state(tmp_path / 'one'), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+DIGESTS = '''
+import os, pathlib, sys
+from bnonly_jax import checkpoint, command_line, main
+real = checkpoint.save
+def save(checkpointer, step, state, *rest):
+  import jax
+  import numpy as np
+  digest = checkpoint._digest(jax.tree.map(np.array, state), [])
+  path = pathlib.Path(os.environ['DIGESTS']) / f'{step}-{jax.process_index()}'
+  path.write_text(digest)
+  return real(checkpointer, step, state, *rest)
+checkpoint.save = save
+command_line.run(main.main, main.missing)
+'''
+
+
+def test_both_processes_hold_the_same_bits(data_dir, tmp_path):
+  # A stand-in for python that runs main with checkpoint.save wrapped.
+  (tmp_path / 'wrapped_main.py').write_text(DIGESTS)
+  python = tmp_path / 'python'
+  python.write_text(f'#!/bin/sh\nif [ "$1" = -m ]; then shift 2; exec {sys.executable}'
+                    f' {tmp_path}/wrapped_main.py "$@"; fi\nexec {sys.executable} "$@"\n')
+  python.chmod(0o755)
+  (tmp_path / 'digests').mkdir()
+  process = subprocess.Popen(
+      ['launch/local.sh', '2', *flags_of(data_dir, tmp_path / 'run', epochs=3, sync_batchnorm=False,
+                                         **{'optimizer.learning_rate': 0.1})],
+      cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+      env={**ENVIRONMENT, 'PYTHON': str(python), 'PYTHONPATH': str(ROOT),
+           'DIGESTS': str(tmp_path / 'digests')})
+  out = finish(process)
+  assert process.returncode == 0, out
+  found = {p.name: p.read_text() for p in (tmp_path / 'digests').iterdir()}
+  assert sorted(found) == ['2-0', '2-1', '4-0', '4-1', '6-0', '6-1']
+  for step in (2, 4, 6):
+    assert found[f'{step}-0'] == found[f'{step}-1']
+  assert len(set(found.values())) == 3
+
+
+def until(process, text):
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if text in line:
+      return
+  raise AssertionError(''.join(lines))
+
+
+def children(process):
+  listed = subprocess.run(['pgrep', '-P', str(process.pid), '-f', 'bnonly_jax.main'],
+                          capture_output=True, text=True, check=True)
+  return [int(pid) for pid in listed.stdout.split()]
+
+
+def test_told_to_stop_both_write_one_checkpoint_and_go_on(data_dir, tmp_path):
+  arguments = flags_of(data_dir, tmp_path / 'run', epochs=4000, checkpoint_every=4000)
+  process = start(*arguments)
+  until(process, 'epoch 3/')
+  told = time.monotonic()
+  os.kill(children(process)[1], signal.SIGTERM)
+  out = finish(process)
+  assert process.returncode == 143 and time.monotonic() - told < 15, out
+  (checkpoint,) = (tmp_path / 'run/checkpoints').iterdir()
+  process = start(*arguments)
+  until(process, f'going on after step {checkpoint.name} of 8000')
+  os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_when_one_dies_the_other_ends_and_both_go_on(data_dir, tmp_path, victim):
+  arguments = flags_of(data_dir, tmp_path / 'run', epochs=4000)
+  process = start(*arguments)
+  until(process, 'epoch 3/')
+  os.kill(children(process)[victim], signal.SIGKILL)
+  died = time.monotonic()
+  out = finish(process)
+  assert process.returncode not in (0, None) and time.monotonic() - died < 60, out
+  process = start(*arguments)
+  until(process, 'going on after step')
+  until(process, 'epoch')
+  os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+def test_a_peer_that_does_not_come_is_one_line(data_dir, tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-m', 'bnonly_jax.main', *flags_of(data_dir, tmp_path / 'run'),
+       '--coordinator=localhost:29517', '--processes=2', '--process=0', '--start_timeout=2'],
+      cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60)
+  assert done.returncode == 1 and not (tmp_path / 'run').exists()
+  assert 'error: the processes at localhost:29517 did not come together within 2 s' in done.stderr
+
+
+def differing(data_dir, first, second, *common):
+  """Starts two processes with one flag each of their own; returns what they said."""
+  command = [sys.executable, '-m', 'bnonly_jax.main', '--coordinator=localhost:29518',
+             '--processes=2', *common]
+  pair = [subprocess.Popen([*command, f'--process={i}', flag], cwd=ROOT, env=ENVIRONMENT, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+          for i, flag in enumerate((first, second))]
+  outs = [finish(process, 60) for process in pair]
+  assert all(process.returncode == 1 for process in pair), outs
+  return outs
+
+
+def test_processes_of_different_configs_are_refused(data_dir, tmp_path):
+  for out in differing(data_dir, '--config.seed=0', '--config.seed=1',
+                       *flags_of(data_dir, tmp_path / 'run')):
+    assert 'error: process 1 has another config than process 0' in out
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
+  for out in differing(data_dir, f'--workdir={tmp_path}/a', f'--workdir={tmp_path}/b',
+                       *flags_of(data_dir, tmp_path / 'a')):
+    assert 'is not one folder for all processes: process 1 does not see' in out
+
+
+@pytest.mark.parametrize('environment, name', [
+    ({}, ''), ({'SLURM_JOB_ID': '7'}, ''), ({'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '1'}, ''),
+    ({'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '4'}, 'Slurm'),
+    ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
+    ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '1'}, ''),
+    ({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '0'}, 'Kubernetes'),
+    ({'KUBERNETES_SERVICE_HOST': 'x'}, ''), ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'Cloud TPU'),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, '')])
+def test_a_cluster_is_recognised(environment, name):
+  assert processes.cluster(environment) == name
+
+
+@pytest.mark.parametrize('flags', [{'coordinator': 'a:1'}, {'number': 2}, {'index': 0},
+                                   {'coordinator': 'a:1', 'number': 2, 'index': 2}])
+def test_half_of_the_flags_is_an_error(flags):
+  with pytest.raises(UserError, match='Give all three'):
+    processes.initialize({}, **flags)
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+  processes.require_equal('config', {})
+  processes.require_shared(tmp_path)
+  assert processes.on_main(lambda: 3) == 3 and not processes.preempted(1)
