@@ -31,14 +31,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Raises:
     UserError: as `train.plan`.
   """
-  try:
-    info, prepared = data.find(config), True
-  except config_lib.UserError:
-    large = config.network.startswith('imagenet')
-    shape = (224, 224, 3) if large else (32, 32, 3)
-    info = data.Info(None, '', shape, shape, ('',) * (1000 if large else 10),
-                     1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test')
-    prepared = False
+  info, prepared = find_or_assume(config)
   _, network, shapes, mask = train.plan(config, info)
   rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
   tx = optimizer.create(config.optimizer, rate, mask)
@@ -66,6 +59,21 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
       'classes': info.classes,
       'prepared': prepared,
   }
+
+
+def find_or_assume(config: ml_collections.ConfigDict) -> tuple[data.Info, bool]:
+  """Looks up the data set; without one it is CIFAR-10's size, or ImageNet's for its networks.
+
+  Returns:
+    What there is to say of it, and whether it is prepared.
+  """
+  try:
+    return data.find(config), True
+  except config_lib.UserError:
+    large = config.network.startswith('imagenet')
+    shape = (224, 224, 3) if large else (32, 32, 3)
+    return data.Info(None, '', shape, shape, ('',) * (1000 if large else 10),
+                     1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test'), False
 
 
 def print_description(config: ml_collections.ConfigDict) -> None:

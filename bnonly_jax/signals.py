@@ -34,11 +34,16 @@ class Stop:
 def watch() -> Iterator[Stop]:
   """Watches for signals, also while the compiler or the device keeps Python from running.
 
-  Before training starts a signal ends the process at once. Outside the main thread, and where
-  several processes train together (JAX tells all of them at one step), nothing is watched.
+  Before training starts a signal ends the process at once. Outside the main thread nothing is
+  watched. Where several processes train together JAX itself watches for SIGTERM, and tells all of
+  them at one step (`processes.preempted`); Ctrl-C then counts as SIGTERM.
   """
   stop = Stop()
-  if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+  if threading.current_thread() is not threading.main_thread():
+    yield stop
+    return
+  if jax.process_count() > 1:
+    signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     yield stop
     return
   reader, writer = os.pipe()

@@ -2,8 +2,10 @@ import json
 
 from conftest import data_config
 from PIL import Image
+import pytest
 
 from bnonly_jax import benchmark
+from bnonly_jax.config import default_config
 
 
 def test_the_rates_of_a_data_set(data_dir):
@@ -25,3 +27,29 @@ def test_the_first_batch_is_timed_in_a_process_of_its_own(data_dir):
   config = data_config('digits', data_dir)
   seconds, result = benchmark._child('time_to_first_batch', config, [0])
   assert result is None and 0.3 < seconds < 60
+
+
+@pytest.mark.parametrize('selection', ['batchnorm', 'all'])
+def test_what_is_all_reduced_is_what_trains_and_the_statistics(selection):
+  config = default_config()
+  config.update(network='cifar_resnet8', train=selection, batch_size=4)
+  config.data.update(name='none')
+  # 336 features in 9 norms have two statistics each; loss and accuracy are two numbers. Two norms
+  # of shortcuts, with 32 and 64 features, have the beta gradients of the norms they are added to,
+  # which XLA reduces once.
+  parameters = {'batchnorm': 672, 'all': 78_042}[selection]
+  assert benchmark.all_reduced_bytes(config) == 4 * (parameters + 672 + 2 - 96)
+
+
+def test_the_roofline():
+  peak = benchmark.Peak(flops=1e12, memory=1e9, link=1e9)
+  found = benchmark.roofline(1e9, 1e6, 100, 4, peak)
+  assert found == {'compute_seconds': 0.1, 'reduce_seconds': pytest.approx(1.5e-3)}
+
+
+def test_steps_are_timed_on_simulated_devices():
+  config = default_config()
+  config.update(network='cifar_resnet8', batch_size=4)
+  config.data.update(name='none')
+  _, seconds = benchmark._child('step_seconds', config, devices=2)
+  assert 0 < seconds < 10

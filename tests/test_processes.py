@@ -126,12 +126,13 @@ def children(process):
   return [int(pid) for pid in listed.stdout.split()]
 
 
-def test_told_to_stop_both_write_one_checkpoint_and_go_on(data_dir, tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_both_write_one_checkpoint_and_go_on(data_dir, tmp_path, number):
   arguments = flags_of(data_dir, tmp_path / 'run', epochs=4000, checkpoint_every=4000)
   process = start(*arguments)
   until(process, 'epoch 3/')
   told = time.monotonic()
-  os.kill(children(process)[1], signal.SIGTERM)
+  os.kill(children(process)[1], number)
   out = finish(process)
   assert process.returncode == 143 and time.monotonic() - told < 15, out
   (checkpoint,) = (tmp_path / 'run/checkpoints').iterdir()

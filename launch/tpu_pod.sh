@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU pod slice: queued resources, spot by default, logs of worker 0 only.
+#
+#   launch/tpu_pod.sh create            asks for the slice and waits until it is there
+#   launch/tpu_pod.sh setup             copies this repository to all workers and installs it
+#   launch/tpu_pod.sh run FLAGS...      trains: flags of bnonly_jax.main; comes back after preemption
+#   launch/tpu_pod.sh status            the state of the request and of the slice
+#   launch/tpu_pod.sh logs              the last lines of worker 0, and those to come
+#   launch/tpu_pod.sh stop              SIGTERM to all workers: a checkpoint is written, run ends
+#   launch/tpu_pod.sh delete            gives the slice back
+#
+# Environment: NAME and ZONE are needed. PROJECT (gcloud's own if not set), TYPE (v5litepod-8),
+# VERSION (v2-alpha-tpuv5-lite), SPOT (1; 0: on demand), WAIT (30: seconds between two looks).
+# --workdir of run is to be a bucket, gs://..., which all workers see.
+set -euo pipefail
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+usage() {
+  sed -n '3,15s/^# \{0,1\}//p' "$0"
+}
+
+action=${1:-}
+[[ $action =~ ^(create|setup|run|status|logs|stop|delete)$ ]] || {
+  usage >&2
+  fail "the first argument is ${action:-missing}; it is to be one of the above"
+}
+shift
+name=${NAME:-}
+zone=${ZONE:-}
+[[ $name && $zone ]] || fail 'NAME and ZONE are needed, as in NAME=bn ZONE=us-west4-a'
+command -v gcloud > /dev/null || fail 'there is no gcloud; install the Google Cloud CLI'
+type=${TYPE:-v5litepod-8}
+version=${VERSION:-v2-alpha-tpuv5-lite}
+wait=${WAIT:-30}
+tpu=(gcloud compute tpus)
+where=(--zone="$zone" --quiet)
+if [[ ${PROJECT:-} ]]; then where+=(--project="$PROJECT"); fi
+
+on() { # WORKER COMMAND
+  "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
+}
+
+request_state() {
+  "${tpu[@]}" queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
+    2> /dev/null || echo NONE
+}
+
+create() {
+  local state spot=()
+  if [[ ${SPOT:-1} == 1 ]]; then spot=(--spot); fi
+  state=$(request_state)
+  # What was preempted stays in the list until it is deleted.
+  if [[ $state =~ ^(SUSPENDED|SUSPENDING|FAILED)$ ]]; then
+    "${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force
+    state=NONE
+  fi
+  if [[ $state == NONE ]]; then
+    "${tpu[@]}" queued-resources create "$name" "${where[@]}" --node-id="$name" \
+      --accelerator-type="$type" --runtime-version="$version" ${spot[@]+"${spot[@]}"}
+  fi
+  while state=$(request_state); [[ $state != ACTIVE ]]; do
+    if [[ $state == FAILED ]]; then fail "the request failed; look with: $0 status"; fi
+    echo "$(date +%T) $name is $state"
+    sleep "$wait"
+  done
+}
+
+setup() {
+  local root archive
+  root=$(cd "$(dirname "$0")/.." && pwd)
+  archive=$(mktemp)
+  git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+  "${tpu[@]}" tpu-vm scp "$archive" "$name:bnonly.tar.gz" "${where[@]}" --worker=all
+  rm "$archive"
+  on all 'mkdir -p bnonly && tar -xzf bnonly.tar.gz -C bnonly && cd bnonly &&
+    python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]" gcsfs'
+}
+
+run() {
+  local code flags
+  [[ " $*" == *" --workdir=gs://"* ]] || fail "--workdir is to be a bucket, gs://..., in: $*"
+  printf -v flags ' %q' "$@"
+  while true; do
+    code=0
+    on all "cd bnonly && { .venv/bin/python -m bnonly_jax.main$flags; echo \"exit \$?\"; } \
+      > run.log 2>&1; tail -n 1 run.log | grep -qxE 'exit (0|143)'" || code=$?
+    if ((code == 0)); then break; fi
+    if [[ $(request_state) == ACTIVE ]]; then
+      on 0 'tail -n 30 bnonly/run.log' || true
+      fail "the run ended with an error; its log is above, and bnonly/run.log on each worker"
+    fi
+    echo "$(date +%T) $name was preempted; asking again"
+    create
+    setup
+  done
+  on 0 'tail -n 3 bnonly/run.log'
+}
+
+case $action in
+  create | setup) "$action" ;;
+  run) run "$@" ;;
+  status)
+    echo "request: $(request_state)"
+    "${tpu[@]}" tpu-vm describe "$name" "${where[@]}" --format='value(state,health)' || true
+    ;;
+  logs) on 0 'tail -n 100 -f bnonly/run.log' ;;
+  stop) on all 'pkill -TERM -f bnonly_jax.main' ;;
+  delete) "${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force ;;
+esac

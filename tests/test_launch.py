@@ -1,0 +1,150 @@
+"""The launch scripts, run against stand-ins that record how they are called."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
+# Records its arguments, and answers with the first that is left for such arguments.
+STUB = f'''#!{sys.executable}
+import json, os, pathlib, shlex, sys
+folder, name = pathlib.Path(os.environ['STUBS']), os.path.basename(sys.argv[0])
+with open(folder / 'calls', 'a') as file:
+  file.write(json.dumps([name, *sys.argv[1:]]) + chr(10))
+answers = json.loads((folder / 'answers').read_text())
+for answer in answers:
+  program, part, code, text = answer
+  if program == name and part in ' '.join(sys.argv[1:]):
+    answers.remove(answer)
+    (folder / 'answers').write_text(json.dumps(answers))
+    print(text, end=chr(10) if text else '')
+    sys.exit(code)
+'''
+
+
+@pytest.fixture
+def stubs(tmp_path):
+  for name in ('gcloud', 'srun', 'scontrol', 'sleep'):
+    (tmp_path / name).write_text(STUB)
+    (tmp_path / name).chmod(0o755)
+  return tmp_path
+
+
+def run(stubs, script, *arguments, answers=(), **environment):
+  """Runs a script; `answers` are (program, part of its arguments, exit code, output) in turn."""
+  (stubs / 'answers').write_text(json.dumps(answers))
+  (stubs / 'calls').write_text('')
+  done = subprocess.run(
+      [LAUNCH / script, *arguments], capture_output=True, text=True, timeout=60, check=False,
+      env={'PATH': f'{stubs}:{os.environ["PATH"]}', 'STUBS': str(stubs), 'HOME': str(stubs),
+           'WAIT': '0', **environment})
+  return done, [json.loads(line) for line in (stubs / 'calls').read_text().splitlines()]
+
+
+POD = {'NAME': 'bn', 'ZONE': 'us-west4-a', 'PROJECT': 'mine'}
+STATE = 'queued-resources describe'
+
+
+SHELLCHECK = shutil.which('shellcheck', path=os.pathsep.join(
+    [os.path.dirname(sys.executable), os.environ['PATH']]))
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason='needs shellcheck')
+@pytest.mark.parametrize('script', sorted(p.name for p in LAUNCH.glob('*.s*')))
+def test_shellcheck_has_nothing_to_say(script):
+  done = subprocess.run([SHELLCHECK, LAUNCH / script], capture_output=True, text=True,
+                        check=False)
+  assert done.returncode == 0, done.stdout
+
+
+def test_create_asks_for_a_spot_slice_and_waits(stubs):
+  done, calls = run(stubs, 'tpu_pod.sh', 'create', **POD, TYPE='v5litepod-256', answers=[
+      ('gcloud', STATE, 1, ''), ('gcloud', STATE, 0, 'WAITING_FOR_RESOURCES'),
+      ('gcloud', STATE, 0, 'PROVISIONING'), ('gcloud', STATE, 0, 'ACTIVE')])
+  assert done.returncode == 0, done.stderr
+  (create,) = [call for call in calls if 'create' in call]
+  assert create[:6] == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'bn']
+  for flag in ('--zone=us-west4-a', '--project=mine', '--node-id=bn', '--spot',
+               '--accelerator-type=v5litepod-256', '--runtime-version=v2-alpha-tpuv5-lite'):
+    assert flag in create
+  assert 'WAITING_FOR_RESOURCES' in done.stdout and 'PROVISIONING' in done.stdout
+
+
+def test_a_slice_that_is_there_is_not_asked_for_again(stubs):
+  done, calls = run(stubs, 'tpu_pod.sh', 'create', **POD, SPOT='0', answers=[
+      ('gcloud', STATE, 0, 'ACTIVE')] * 2)
+  assert done.returncode == 0 and not [call for call in calls if 'create' in call]
+
+
+def test_setup_copies_the_repository_to_all_workers_and_installs_it(stubs):
+  done, calls = run(stubs, 'tpu_pod.sh', 'setup', **POD)
+  assert done.returncode == 0, done.stderr
+  copy, install = (' '.join(call) for call in calls if call[0] == 'gcloud')
+  assert ' scp ' in copy and 'bn:bnonly.tar.gz' in copy and '--worker=all' in copy
+  assert ' ssh bn ' in install and '--worker=all' in install
+
+
+def test_run_comes_back_after_a_preemption(stubs):
+  flags = ['--config=configs/cifar10.py:resnet110', '--workdir=gs://b/run',
+           '--config.train=a b']
+  done, calls = run(stubs, 'tpu_pod.sh', 'run', *flags, **POD, answers=[
+      ('gcloud', 'bnonly_jax.main', 255, ''), ('gcloud', STATE, 0, 'SUSPENDED'),
+      ('gcloud', STATE, 0, 'SUSPENDED'), ('gcloud', STATE, 0, 'ACTIVE')])
+  assert done.returncode == 0, done.stderr
+  text = '\n'.join(' '.join(call) for call in calls)
+  assert text.count('-m bnonly_jax.main') == 2 and 'was preempted; asking again' in done.stdout
+  assert '--config.train=a\\ b' in text and '--workdir=gs://b/run' in text
+  order = [text.index(part) for part in ('bnonly_jax.main', 'delete bn', 'create bn', ' scp ')]
+  assert order == sorted(order)
+  assert calls[-1][-2:] == ['--worker=0', '--command=tail -n 3 bnonly/run.log']
+
+
+def test_run_stops_at_an_error_with_the_log_of_worker_0(stubs):
+  done, calls = run(stubs, 'tpu_pod.sh', 'run', '--workdir=gs://b/run', **POD, answers=[
+      ('gcloud', 'bnonly_jax.main', 1, ''), ('gcloud', STATE, 0, 'ACTIVE')])
+  assert done.returncode == 2 and 'the run ended with an error' in done.stderr
+  assert '--worker=0' in calls[-1]
+
+
+@pytest.mark.parametrize('action, expected', [
+    ('status', 'queued-resources describe bn'), ('logs', '--worker=0 --command=tail -n 100 -f'),
+    ('stop', '--worker=all --command=pkill -TERM -f bnonly_jax.main'),
+    ('delete', 'queued-resources delete bn')])
+def test_the_other_actions(stubs, action, expected):
+  done, calls = run(stubs, 'tpu_pod.sh', action, **POD)
+  assert done.returncode == 0 and expected in '\n'.join(' '.join(call) for call in calls)
+
+
+@pytest.mark.parametrize('arguments, environment, message', [
+    ([], POD, 'the first argument is missing'), (['start'], POD, 'the first argument is start'),
+    (['create'], {'NAME': 'bn'}, 'NAME and ZONE are needed'),
+    (['run', '--workdir=/tmp/x'], POD, '--workdir is to be a bucket')])
+def test_mistakes_are_told_before_anything_is_asked_for(stubs, arguments, environment, message):
+  done, calls = run(stubs, 'tpu_pod.sh', *arguments, **environment)
+  assert done.returncode == 2 and message in done.stderr and not calls
+
+
+@pytest.mark.parametrize('code, requeued', [(0, False), (1, False), (143, True)])
+def test_slurm_runs_one_task_a_node_and_queues_again_after_a_signal(stubs, code, requeued):
+  done, calls = run(stubs, 'slurm.sbatch', '--config=c.py', '--workdir=/shared/run',
+                    SLURM_SUBMIT_DIR=str(stubs), SLURM_JOB_ID='7', PYTHON='python3',
+                    answers=[('srun', 'bnonly_jax.main', code, '')])
+  assert done.returncode == code
+  assert calls[0] == ['srun', '--kill-on-bad-exit=1', 'python3', '-m', 'bnonly_jax.main',
+                      '--config=c.py', '--workdir=/shared/run']
+  assert (['scontrol', 'requeue', '7'] in calls) == requeued
+  header = (LAUNCH / 'slurm.sbatch').read_text()
+  for line in ('--ntasks-per-node=1', '--requeue', '--signal=TERM@120', '--open-mode=append'):
+    assert f'#SBATCH {line}\n' in header
+
+
+@pytest.mark.parametrize('script, environment', [
+    ('slurm.sbatch', {'SLURM_SUBMIT_DIR': '/'}), ('local.sh', {})])
+def test_without_arguments_they_say_what_they_want(stubs, script, environment):
+  done, calls = run(stubs, script, **environment)
+  assert done.returncode == 2 and done.stderr.startswith('error: ') and not calls
