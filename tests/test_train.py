@@ -102,6 +102,28 @@ class Killed(BaseException):
   pass
 
 
+def test_a_kill_between_a_line_and_the_next_checkpoint_writes_no_line_twice(data_dir, tmp_path,
+                                                                           monkeypatch):
+  # Checkpoints after steps 2 and 4, where lines end too; the kill comes after step 3.
+  config = tiny_config(data_dir, log_every=2, checkpoint_every_steps=2, epochs=1)
+  expected = train.train_and_evaluate(config, tmp_path / 'whole')
+  real = metrics.TrainLog.add
+
+  def killing(log, step, values):
+    if step == 4:
+      raise Killed
+    real(log, step, values)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.TrainLog, 'add', killing)
+    with pytest.raises(Killed):
+      train.train_and_evaluate(config, tmp_path / 'killed')
+  result = train.train_and_evaluate(config, tmp_path / 'killed')
+  assert without_times([result]) == without_times([expected])
+  lines = [without_times(metrics.read(tmp_path / name)) for name in ('whole', 'killed')]
+  assert lines[0] == lines[1]
+
+
 @pytest.mark.parametrize('at_step', [3, 7])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path, monkeypatch,
                                                         at_step):
