@@ -9,7 +9,6 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 import safetensors.numpy
 
-from bnonly_jax import checkpoint
 from bnonly_jax import masks
 from bnonly_jax import models
 from bnonly_jax import optimizer
@@ -217,6 +216,7 @@ def test_a_run_starts_from_a_file_and_trains_its_batchnorm_alone(small, tmp_path
   kept = ocp.load(tmp_path / 'run' / 'frozen')
   np.testing.assert_array_equal(kept['stem_conv']['kernel'],
                                 state_dict['conv.weight'].transpose(2, 3, 1, 0))
-  state = checkpoint.open_checkpointer(tmp_path / 'run', 1).load()
+  newest = max((tmp_path / 'run/checkpoints').iterdir(), key=lambda path: int(path.name))
+  state = ocp.load(newest)
   moved = np.abs(state['trainable']['stem_norm']['scale'] - state_dict['bn.weight'])
   assert 0 < moved.max() < 0.5
