@@ -38,6 +38,12 @@ def keep_freed_memory() -> None:
       mallopt(parameter, value)
 
 
+def keep_compiled_programs() -> None:
+  """Lets JAX keep what it compiles in a folder of the user's, unless the environment names one."""
+  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(cache, 'bnonly_jax'))
+
+
 def peers() -> bool:
   """Whether this process trains together with others."""
   jax = sys.modules.get('jax')
@@ -76,6 +82,7 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
+    keep_compiled_programs()
     try:
       main(*words[1:])
     except UserError as error:
