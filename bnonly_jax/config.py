@@ -48,6 +48,13 @@ def default_config() -> ml_collections.ConfigDict:
   # BatchNorm's statistics: of each device's own share of the batch, or of the whole batch.
   config.sync_batchnorm = False
 
+  # In what images, activations and their gradients are computed: float32 or bfloat16. Statistics,
+  # sums, logits, gamma and beta, and all that trains, stay in float32.
+  config.compute_dtype = 'float32'
+  # What the backward pass computes again instead of saving it: none, or block (residual blocks:
+  # a third more time, a fraction of the memory).
+  config.remat = 'none'
+
   config.data = ml_collections.ConfigDict()
   # digits, cifar10_jpeg, the name of any prepared TFDS image classification data set, or
   # folder:PATH with images PATH/train/CLASS/* and PATH/test/CLASS/*.
@@ -208,6 +215,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
   check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
   check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
   check('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
+  require(config, 'compute_dtype', 'float32 or bfloat16',
+          config.compute_dtype in ('float32', 'bfloat16'))
+  require(config, 'remat', 'none or block', config.remat in ('none', 'block'))
   require(config, 'data.channels', '0, 1 or 3', config.data.channels in (0, 1, 3))
   require(config, 'data.worker_kind', 'threads or processes',
           config.data.worker_kind in ('threads', 'processes'))

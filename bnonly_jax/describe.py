@@ -35,8 +35,13 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   _, network, shapes, mask = train.plan(config, info)
   rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
   tx = optimizer.create(config.optimizer, rate, mask)
-  state, frozen = jax.eval_shape(lambda variables: steps.create_state(variables, mask, tx), shapes)
-  normalise = augment.normaliser(config.data.mean, config.data.std)
+
+  def initial(variables):
+    state, frozen = steps.create_state(variables, mask, tx)
+    return state, steps.store(frozen, config.compute_dtype)
+
+  state, frozen = jax.eval_shape(initial, shapes)
+  normalise = augment.normaliser(config.data.mean, config.data.std, config.compute_dtype)
   step = steps.train_step(network, tx, rate, config.seed, config.data.pad, config.data.flip,
                           normalise)
   devices = jax.local_device_count()

@@ -43,6 +43,13 @@ def create_state(variables: dict[str, Any], mask: dict[str, Any],
                tx.init(trainable)), frozen
 
 
+def store(frozen: Any, dtype: str) -> Any:
+  """Returns the frozen half with the kernels of convolutions in the dtype they are used in."""
+  return jax.tree.map(
+      lambda leaf: leaf.astype(dtype) if not isinstance(leaf, masks.Chosen) and leaf.ndim > 3
+      else leaf, frozen, is_leaf=lambda leaf: isinstance(leaf, masks.Chosen))
+
+
 def place(tree: Any, devices: int) -> Any:
   """Puts a tree whole on the first `devices` devices, where the steps take it without a copy."""
   mesh = Mesh(jax.local_devices()[:devices], (AXIS,))

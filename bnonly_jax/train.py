@@ -67,7 +67,8 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
                          ('norm_start', models.NORM_STARTS)):
     require(field, ', '.join(choices), config[field] in choices)
   network = models.create(config.network, info.classes, config.norm,
-                          steps.AXIS if config.sync_batchnorm else None)
+                          steps.AXIS if config.sync_batchnorm else None,
+                          config.remat == 'block')
   shapes = models.variable_shapes(network, info.image_shape)
   return Plan(info, network, shapes, masks.make_mask(config.train, shapes['params'], config.seed))
 
@@ -162,10 +163,10 @@ def _run(config, workdir, planned, variables, table):
     metrics.console.print(f'going on after step {int(state.step)} of {total_steps}')
   start_step = int(state.step)
   frozen = checkpoint.keep_frozen(workdir, frozen)
-  state, frozen = steps.place((state, frozen), here)
+  state, frozen = steps.place((state, steps.store(frozen, config.compute_dtype)), here)
   feed = open_feed(config, info)
   train_set, test_set = steps.place((feed.train_set, feed.test_set), here)
-  normalise = augment.normaliser(config.data.mean, config.data.std)
+  normalise = augment.normaliser(config.data.mean, config.data.std, config.compute_dtype)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
                                 config.data.flip, normalise)
   eval_step = steps.eval_step(network, normalise)

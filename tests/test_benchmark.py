@@ -73,3 +73,16 @@ def test_the_step_of_a_selection_beside_that_of_all():
     assert 0 < row['compile_seconds'] < row['start_seconds'] < 60
     assert row['peak'] > row['temporary'] > 0 and row['arguments'] > 0
   assert result['ratio']['flops'] == part['flops'] / whole['flops']
+
+
+def test_remat_and_bfloat16_save_memory():
+  config = default_config()
+  config.update(network='cifar_resnet32', batch_size=32)
+  config.data.update(name='none')
+
+  def temporary(**fields):
+    config.update(**{'remat': 'none', 'compute_dtype': 'float32', **fields})
+    lower, _ = common.training_step(config)
+    return step.costs(config, lower())['temporary']
+
+  assert temporary(remat='block') < 0.8 * temporary()

@@ -309,3 +309,18 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run, dat
   assert f'the checkpoint of step {newest.name} is damaged' in printed
   assert 'going on after step 5 of 10' in printed
   assert without_times([result]) == without_times([expected])
+
+
+def test_bfloat16_learns_as_float32_does(data_dir, tmp_path):
+  config = tiny_config(data_dir, epochs=8, batch_size=64, compute_dtype='bfloat16',
+                       network='cifar_resnet8x2')
+  result = train.train_and_evaluate(config, tmp_path)
+  assert result['test_accuracy'] > 0.4 > 0.2 > result['untrained_test_accuracy']
+  planned = train.plan(config)
+  variables = train.draw_variables(config, planned)
+  _, frozen = masks.partition(variables['params'], planned.mask)
+  stored = masks.flatten(steps.store(frozen, 'bfloat16'))
+  assert stored['stem_conv/kernel'].dtype == 'bfloat16'
+  assert stored['output/kernel'].dtype == np.float32
+  for leaf in last_state(tmp_path):
+    assert leaf.dtype in (np.float32, np.int32)

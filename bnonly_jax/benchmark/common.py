@@ -100,10 +100,11 @@ def training_step(config: ml_collections.ConfigDict
   rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
   tx = optimizer.create(config.optimizer, rate, planned.mask)
   devices = jax.local_device_count()
-  state, frozen = steps.place(
-      steps.create_state(train.draw_variables(config, planned), planned.mask, tx), devices)
+  state, frozen = steps.create_state(train.draw_variables(config, planned), planned.mask, tx)
+  state, frozen = steps.place((state, steps.store(frozen, config.compute_dtype)), devices)
   step = steps.train_step(planned.network, tx, rate, 0, 0, False,
-                          augment.normaliser(config.data.mean, config.data.std))
+                          augment.normaliser(config.data.mean, config.data.std,
+                                             config.compute_dtype))
   images = np.random.default_rng(0).integers(
       0, 256, (config.batch_size, *planned.info.image_shape), np.uint8)
   batch = next(steps.feed([data.Images(images, np.zeros(config.batch_size, np.int32))], devices))

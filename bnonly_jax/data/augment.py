@@ -37,8 +37,9 @@ def crop_and_flip(images: jax.Array, seed: int, step: jax.Array, positions: jax.
   return images
 
 
-def normaliser(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[jax.Array], jax.Array]:
-  """Returns the function from uint8 [..., C] to float32 (pixel / 255 - mean) / std."""
+def normaliser(mean: tuple[float, ...], std: tuple[float, ...], dtype: str = 'float32'
+               ) -> Callable[[jax.Array], jax.Array]:
+  """Returns the function from uint8 [..., C] to (pixel / 255 - mean) / std, in a dtype."""
   scale = np.float32(1 / (255 * np.asarray(std)))
   shift = np.float32(-np.asarray(mean) / np.asarray(std))
-  return lambda images: images.astype(jnp.float32) * scale + shift
+  return lambda images: (images.astype(jnp.float32) * scale + shift).astype(dtype)

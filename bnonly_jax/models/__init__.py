@@ -25,7 +25,8 @@ _FAMILIES = (
     f' {", ".join(map(str, GROUPS))}')
 
 
-def create(name: str, classes: int, norm: str = 'batch', sync_axis: str | None = None) -> nn.Module:
+def create(name: str, classes: int, norm: str = 'batch', sync_axis: str | None = None,
+           remat: bool = False) -> nn.Module:
   """Builds the network that a config names.
 
   Args:
@@ -33,17 +34,21 @@ def create(name: str, classes: int, norm: str = 'batch', sync_axis: str | None =
     classes: number of logits.
     norm: which norm, one of `norm.KINDS`.
     sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
+    remat: whether residual blocks are computed again in the backward pass instead of saved.
 
   Raises:
-    UserError: no network has this name.
+    UserError: no network has this name, or `remat` is asked of one without blocks.
   """
   match = re.fullmatch(r'(cifar_resnet|imagenet_resnet|cifar_vgg)(\d+)(?:x([1-9]\d*))?', name)
   family, depth, factor = (match[1], int(match[2]), int(match[3] or 1)) if match else ('', 0, 1)
   if family == 'cifar_resnet' and depth >= 8 and depth % 6 == 2:
-    return CifarResNet((depth - 2) // 6, 16 * factor, classes, norm, sync_axis)
+    return CifarResNet((depth - 2) // 6, 16 * factor, classes, norm, sync_axis, remat)
   if family == 'imagenet_resnet' and depth in STAGES:
-    return ImageNetResNet(depth, 64 * factor, classes, norm, sync_axis)
+    return ImageNetResNet(depth, 64 * factor, classes, norm, sync_axis, remat)
   if family == 'cifar_vgg' and depth in GROUPS and not match[3]:
+    if remat:
+      raise UserError(f"config.remat is 'block', and config.network {name!r} has no residual"
+                      ' blocks; allowed is none. Set --config.remat=none')
     return CifarVGG(depth, classes, norm, sync_axis)
   raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14 (after'
                   ' configs/cifar10.py: just resnet14).')

@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from bnonly_jax.models import layers
 from bnonly_jax.models.norm import make_norm
@@ -18,12 +17,14 @@ class CifarResNet(nn.Module):
     classes: number of logits.
     norm: which norm, one of `norm.KINDS`.
     sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
+    remat: whether blocks are computed again in the backward pass instead of saved.
   """
   blocks: int
   width: int = 16
   classes: int = 10
   norm: str = 'batch'
   sync_axis: str | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -32,5 +33,5 @@ class CifarResNet(nn.Module):
     x = norm('stem_norm')(layers.Conv(self.width, name='stem_conv')(images))
     for i in range(3):
       x = layers.stage(x, f'stage{i + 1}', layers.BasicBlock, self.blocks, self.width * 2 ** i,
-                       norm, stride=2 if i else 1)
-    return layers.Output(self.classes, name='output')(jnp.mean(x, (1, 2)))
+                       norm, stride=2 if i else 1, remat=self.remat)
+    return layers.Output(self.classes, name='output')(x)

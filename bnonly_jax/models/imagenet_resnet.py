@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from bnonly_jax.models import layers
 from bnonly_jax.models.norm import make_norm
@@ -22,12 +21,14 @@ class ImageNetResNet(nn.Module):
     classes: number of logits.
     norm: which norm, one of `norm.KINDS`.
     sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
+    remat: whether blocks are computed again in the backward pass instead of saved.
   """
   depth: int
   width: int = 64
   classes: int = 1000
   norm: str = 'batch'
   sync_axis: str | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -38,5 +39,5 @@ class ImageNetResNet(nn.Module):
     x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for i, blocks in enumerate(STAGES[self.depth]):
       x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i, norm,
-                       stride=2 if i else 1)
-    return layers.Output(self.classes, name='output')(jnp.mean(x, (1, 2)))
+                       stride=2 if i else 1, remat=self.remat)
+    return layers.Output(self.classes, name='output')(x)

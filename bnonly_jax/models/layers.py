@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bnonly_jax.models.conv import conv
+from bnonly_jax.models.norm import wide
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 Norm = Callable[[str], nn.Module]
@@ -18,7 +20,7 @@ def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Conv(nn.Module):
-  """A square convolution, padded as PyTorch pads it."""
+  """A square convolution in the images' dtype, padded as PyTorch pads it."""
   features: int
   size: int = 3
   stride: int = 1
@@ -27,18 +29,20 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = conv(x, self.param('kernel', he_normal, shape), self.stride)
+    y = conv(x, self.param('kernel', he_normal, shape).astype(x.dtype), self.stride)
     if self.bias:
-      y = y + self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
+      bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
+      y = y + bias.astype(x.dtype)
     return y
 
 
 class Output(nn.Module):
-  """The last, dense layer."""
+  """Global average pool and the last, dense layer, in at least float32."""
   classes: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = jnp.mean(wide(images), (1, 2))
     kernel = self.param('kernel', he_normal, (x.shape[-1], self.classes))
     return x @ kernel + self.param('bias', torch_bias(x.shape[-1]), (self.classes,))
 
@@ -84,13 +88,16 @@ def is_stacked(name: str) -> bool:
 
 
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, norm: Norm,
-          stride: int) -> jax.Array:
+          stride: int, remat: bool = False) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
 
   The equal blocks are one block scanned over stacked parameters and statistics, so that the time to
-  compile does not grow with depth. Called from a compact method, whose module owns them.
+  compile does not grow with depth. With `remat` only the blocks' inputs are saved, and each block
+  is computed again in the backward pass. Called from a compact method, whose module owns them.
   """
   expansion = 4 if block is Bottleneck else 1
+  if remat:
+    block = nn.remat(block, prevent_cse=False)
   if stride > 1 or x.shape[-1] != expansion * features:
     x, _ = block(features, norm, stride, name=f'{name}_first')(x)
     blocks -= 1

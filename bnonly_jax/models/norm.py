@@ -51,7 +51,8 @@ class BatchNorm(nn.Module):
     running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
     if not self.train:
       inverse = lax.rsqrt(running_var.value + EPSILON)
-      return _finish(_normalise(y, running_mean.value, inverse, scale, bias), residual, relu)
+      z = _normalise(wide(y), running_mean.value, inverse, scale, bias)
+      return _finish(z, residual, relu).astype(y.dtype)
     out, mean, var = batch_norm(y, scale, bias, residual, relu, self.axis_name)
     if not self.is_initializing():
       devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
@@ -75,11 +76,11 @@ class GroupNorm(nn.Module):
                relu: bool = True) -> jax.Array:
     scale = self.param('scale', nn.initializers.uniform(1.0), y.shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, y.shape[-1:])
-    grouped = y.reshape(*y.shape[:3], -1, self.group_size or y.shape[-1])
+    grouped = wide(y).reshape(*y.shape[:3], -1, self.group_size or y.shape[-1])
     mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
     var = jnp.mean(jnp.square(grouped - mean), (1, 2, 4), keepdims=True)
     normalised = ((grouped - mean) * lax.rsqrt(var + EPSILON)).reshape(y.shape)
-    return _finish(normalised * scale + bias, residual, relu)
+    return _finish(normalised * scale + bias, residual, relu).astype(y.dtype)
 
 
 class NoNorm(nn.Module):
@@ -88,6 +89,11 @@ class NoNorm(nn.Module):
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
                relu: bool = True) -> jax.Array:
     return _finish(y, residual, relu)
+
+
+def wide(x: jax.Array) -> jax.Array:
+  """Returns x in at least float32: what statistics and sums are taken in."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _normalise(y, mean, inverse, scale, bias):
@@ -110,7 +116,7 @@ def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Ar
   save besides (x-hat, the sum, the ReLU's input) is computed again.
 
   Args:
-    y: [N, H, W, C].
+    y: [N, H, W, C], of any floating dtype; all is computed in at least float32.
     scale: [C], gamma.
     bias: [C], beta.
     residual: [N, H, W, C] or None.
@@ -118,7 +124,8 @@ def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Ar
     axis_name: axis of devices to take the statistics over, or None.
 
   Returns:
-    The output [N, H, W, C]; the mean [C] and the biased variance [C] of y, which carry no gradient.
+    The output [N, H, W, C] of y's dtype; the mean [C] and the biased variance [C] of y, which carry
+    no gradient.
   """
   return _forward(y, scale, bias, residual, relu, axis_name)[0]
 
@@ -129,18 +136,19 @@ def _mean(x, axis_name):
 
 
 def _forward(y, scale, bias, residual, relu, axis_name):
-  mean = _mean(y, axis_name)
+  x = wide(y)
+  mean = _mean(x, axis_name)
   # One pass over y for both moments; a variance that rounding makes negative is zero.
-  var = jnp.maximum(_mean(jnp.square(y), axis_name) - jnp.square(mean), 0)
+  var = jnp.maximum(_mean(jnp.square(x), axis_name) - jnp.square(mean), 0)
   inverse = lax.rsqrt(var + EPSILON)
-  out = _finish(_normalise(y, mean, inverse, scale, bias), residual, relu)
+  out = _finish(_normalise(x, mean, inverse, scale, bias), residual, relu).astype(y.dtype)
   passes = out > 0 if relu and residual is not None else None
   return (out, mean, var), (y, mean, inverse, scale, bias, passes, residual is not None)
 
 
 def _backward(relu, axis_name, saved, cotangents):
   y, mean, inverse, scale, bias, passes, has_residual = saved
-  g = cotangents[0]
+  dtype, y, g = y.dtype, wide(y), wide(cotangents[0])
   if relu:
     if passes is None:
       passes = _normalise(y, mean, inverse, scale, bias) > 0
@@ -153,7 +161,7 @@ def _backward(relu, axis_name, saved, cotangents):
   if axis_name is not None:
     mean_g, mean_gx = lax.pmean((mean_g, mean_gx), axis_name)
   dy = (scale * inverse) * (g - mean_g - x_hat * mean_gx)
-  return dy, d_scale, d_bias, g if has_residual else None
+  return dy.astype(dtype), d_scale, d_bias, g.astype(dtype) if has_residual else None
 
 
 batch_norm.defvjp(_forward, _backward)

@@ -95,3 +95,30 @@ def test_norms_of_single_images_do_not_look_at_the_batch(norm):
   whole = network.apply(variables, images, train=True)
   np.testing.assert_allclose(whole[:1], network.apply(variables, images[:1]), rtol=1e-4, atol=1e-5)
   assert jax.tree.leaves(variables['batch_stats']) == [] and whole.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('name', ['cifar_resnet14', 'imagenet_resnet50x1'])
+def test_remat_changes_neither_names_nor_gradients(name):
+  plain, remat = (models.create(name, 10, remat=choice) for choice in (False, True))
+  shape = (32, 32, 3)
+  variables = models.initialise(plain, shape, 0)
+  images = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+
+  def loss(params, network):
+    logits, _ = network.apply({**variables, 'params': params}, images, train=True,
+                              mutable=['batch_stats'])
+    return jnp.mean(jnp.square(logits - 1))
+
+  if name.startswith('imagenet'):  # its 64.7 million weights are no part of the claim
+    assert jax.tree.structure(models.variable_shapes(remat, shape)) == jax.tree.structure(
+        models.variable_shapes(plain, shape))
+    return
+  first, second = (jax.jit(jax.grad(loss), static_argnums=1)(variables['params'], network)
+                   for network in (plain, remat))
+  for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_blocks_cannot_save_memory_by_them():
+  with pytest.raises(UserError, match='has no residual blocks'):
+    models.create('cifar_vgg11', 10, remat=True)

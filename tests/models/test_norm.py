@@ -118,3 +118,26 @@ def test_the_relu_keeps_what_is_not_a_number():
   out = jax.jit(lambda y: jnp.mean(norm.NoNorm().apply({}, y), (1, 2)))(
       jnp.full((64, 8, 8, 32), jnp.nan))
   assert np.all(np.isnan(out))
+
+
+@pytest.mark.parametrize('with_residual', [True, False])
+def test_bfloat16_keeps_its_sums_in_float32(with_residual):
+  (y, scale, bias, residual), _ = arguments(with_residual)
+  y = y + 30  # where eight bits of fraction would lose the variance
+  small = [None if x is None else jnp.asarray(x, jnp.bfloat16) for x in (y, residual)]
+  scale, bias = np.float32(scale), np.float32(bias)
+  wide = [None if x is None else np.asarray(x, np.float32) for x in small]
+
+  def total(y, scale, bias, residual):
+    out, mean, var = norm.batch_norm(y, scale, bias, residual, True, None)
+    return jnp.sum(out.astype(jnp.float32)), (out, mean, var)
+
+  grad = jax.value_and_grad(total, (0, 1, 2), has_aux=True)
+  (_, ours), ours_grad = grad(small[0], scale, bias, small[1])
+  (_, exact), exact_grad = grad(wide[0], scale, bias, wide[1])
+  assert ours[0].dtype == ours_grad[0].dtype == jnp.bfloat16
+  for a, b in zip(ours[1:] + ours_grad[1:], exact[1:] + exact_grad[1:], strict=True):
+    assert a.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+  for a, b in ((ours[0], exact[0]), (ours_grad[0], exact_grad[0])):
+    np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=2e-2, atol=2e-2)
