@@ -16,6 +16,8 @@ from bnonly_jax.config import describe
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for all that the run writes: new, empty, or of this very run.')
+_PROFILE = flags.DEFINE_bool(
+    'profile', False, 'Write a trace of 50 steps into WORKDIR/profile, for Perfetto or XProf.')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', 'Several processes: HOST:PORT of process 0. Not needed on TPU pods and under'
     ' Slurm, Open MPI and Kubernetes, which say so themselves.')
@@ -45,7 +47,7 @@ def main() -> None:
   if _DESCRIBE.value:
     print_description(_CONFIG.value)
   else:
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import os
 import pathlib
 import platform
 import time
@@ -32,6 +33,8 @@ from bnonly_jax.data import prepare
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
 from bnonly_jax.models import from_torch
+
+PROFILED = range(10, 60)  # steps of this process, the first being 0
 
 
 class Plan(NamedTuple):
@@ -95,13 +98,14 @@ def draw_variables(config: ml_collections.ConfigDict, planned: Plan) -> dict[str
                            config.weight_start, config.norm_start)
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict,
-                       workdir: str | pathlib.Path) -> dict[str, Any]:
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
+                       profile: bool = False) -> dict[str, Any]:
   """Trains what the config selects, or goes on with the run that the workdir holds.
 
   Args:
     config: fields as in `config.default_config`.
     workdir: a folder that is new, empty, or holds a run with the same config.
+    profile: whether to write a trace of the steps PROFILED after the first into workdir/profile.
 
   Returns:
     What workdir/result.json holds; see the README.
@@ -135,10 +139,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
     processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
         'config.json': facts, 'parameters.json': rows}))
     processes.require_shared(workdir)
-    return _run(config, workdir, planned, variables, table)
+    return _run(config, workdir, planned, variables, table, profile)
 
 
-def _run(config, workdir, planned, variables, table):
+def _run(config, workdir, planned, variables, table, profile):
   """Trains in a workdir that is claimed; returns the result."""
   info, network, _, mask = planned
   devices, here = jax.device_count(), jax.local_device_count()
@@ -225,6 +229,13 @@ def _run(config, workdir, planned, variables, table):
           lambda: metrics.evaluated(workdir, start_step)):
         evaluate(start_step)
       for step in range(start_step, total_steps):
+        if profile and step - start_step == PROFILED.start:
+          trace = opened.enter_context(contextlib.ExitStack())
+          trace.enter_context(jax.profiler.trace(os.fspath(workdir / 'profile'),
+                                                 create_perfetto_trace=True))
+        if profile and step - start_step == PROFILED.stop:
+          jax.block_until_ready(state)
+          trace.close()
         batch, replaced = next(batches)
         state, step_metrics = train_step(state, frozen, train_set, batch)
         if log.due:
@@ -302,8 +313,8 @@ def report(result: dict[str, Any], workdir: epath.Path) -> None:
   plots = [str(workdir / name) for name in ('accuracy.png', 'gamma.png')
            if (workdir / name).exists()]
   if result['diverged']:
-    text = (f'diverged: the loss of step {result["diverged_step"]} of {result["steps"]} is not'
-            ' finite; the last checkpoint before it stays. A smaller'
+    text = (f'diverged: step {result["diverged_step"]} of {result["steps"]} has a loss, or left a'
+            ' state, that is not finite; the last checkpoint before it stays. A smaller'
             ' config.optimizer.learning_rate may help')
   else:
     text = f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs'

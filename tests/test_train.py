@@ -248,12 +248,13 @@ def test_a_diverged_run_stops_and_says_so(data_dir, tmp_path, capsys):
   step = result['diverged_step']
   assert result['diverged'] and result['test_loss'] is None and 1 <= step < 12
   lines = metrics.read(tmp_path)
-  assert lines[-1]['step'] < step and all(line.get('train_loss', 0.0) is not None for line in lines)
+  assert lines[-1]['step'] <= step  # a step of finite loss can leave a state that is not
+  assert all(line.get('train_loss', 0.0) is not None for line in lines)
   kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert kept and kept[-1] < step
   state, _, _ = checkpoint.restore(tmp_path, train_state(config))
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
-  assert f'diverged: the loss of step {step} of 15 is not finite' in capsys.readouterr().out
+  assert f'diverged: step {step} of 15 has a loss, or left a state, that is not finite' in capsys.readouterr().out
   # The same command again shows it, and leaves all as it is.
   assert train.train_and_evaluate(config, tmp_path) == result
 
