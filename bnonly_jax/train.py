@@ -315,12 +315,12 @@ def report(result: dict[str, Any], workdir: epath.Path) -> None:
   if result['diverged']:
     text = (f'diverged: step {result["diverged_step"]} of {result["steps"]} has a loss, or left a'
             ' state, that is not finite; the last checkpoint before it stays. A smaller'
-            ' config.optimizer.learning_rate may help')
+            ' config.optimizer.learning_rate may help.\nThat was after')
   else:
-    text = f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs'
+    text = f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of'
     if result['test_loss'] is None:
       text = 'the test loss is not finite\n' + text
   metrics.console.print(
-      f'{text} of training {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
+      f'{text} training {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
       f' (untrained: {result["untrained_test_accuracy"]:.4f})\n'
       f'plots: {"  ".join(plots)}')

@@ -254,7 +254,8 @@ def test_a_diverged_run_stops_and_says_so(data_dir, tmp_path, capsys):
   assert kept and kept[-1] < step
   state, _, _ = checkpoint.restore(tmp_path, train_state(config))
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
-  assert f'diverged: step {step} of 15 has a loss, or left a state, that is not finite' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert f'diverged: step {step} of 15 has a loss, or left a state, that is not finite' in printed
   # The same command again shows it, and leaves all as it is.
   assert train.train_and_evaluate(config, tmp_path) == result
 
