@@ -56,9 +56,9 @@ def _told_as_os_error():
   try:
     yield
   except Exception as error:  # Orbax's stores have their own ways to say that the disk is full
-    text = str(error)
-    raise OSError(os.strerror(errno.ENOSPC) if os.strerror(errno.ENOSPC) in text
-                  else _first_line(error)) from error
+    if os.strerror(errno.ENOSPC) not in str(error):
+      raise
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
@@ -152,7 +152,8 @@ def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
     return frozen
   if not processes.on_main(path.exists):
     values = jax.tree.map(np.asarray, frozen)
-    ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
+    with _told_as_os_error():
+      ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
     return frozen
   remedy = f'Move {path} away: it is written anew from the config.'
   try:

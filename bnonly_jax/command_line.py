@@ -4,6 +4,7 @@ from collections.abc import Callable
 import ctypes
 import os
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -86,6 +87,10 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     try:
       main(*words[1:])
     except UserError as error:
+      if peers():  # who may not know of it, and for whom JAX's own end would wait five minutes
+        timer = threading.Timer(15, os._exit, [1])
+        timer.daemon = True
+        timer.start()
       sys.exit(f'error: {error}')
     except KeyboardInterrupt:
       print(interrupted, file=sys.stderr)

@@ -21,6 +21,9 @@ _PROFILE = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', 'Several processes: HOST:PORT of process 0. Not needed on TPU pods and under'
     ' Slurm, Open MPI and Kubernetes, which say so themselves.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Several processes: let JAX find the others, where it is not seen that'
+    ' there is a cluster (Cloud TPU VMs).')
 _PROCESSES = flags.DEFINE_integer('processes', 0, 'With --coordinator: how many processes.')
 _PROCESS = flags.DEFINE_integer('process', -1, 'With --coordinator: which one this is, from 0.')
 _START_TIMEOUT = flags.DEFINE_integer(
@@ -43,7 +46,7 @@ def main() -> None:
   from bnonly_jax.describe import print_description
   from bnonly_jax.train import train_and_evaluate
   processes.initialize(os.environ, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value,
-                       _START_TIMEOUT.value)
+                       _START_TIMEOUT.value, _DISTRIBUTED.value)
   if _DESCRIBE.value:
     print_description(_CONFIG.value)
   else:

@@ -42,7 +42,7 @@ def cluster(environment: Mapping[str, str]) -> str:
 
 
 def initialize(environment: Mapping[str, str], coordinator: str = '', number: int = 0,
-               index: int = -1, timeout: int = 300) -> None:
+               index: int = -1, timeout: int = 300, force: bool = False) -> None:
   """Joins the other processes, if there are any; must come before anything else of JAX.
 
   Args:
@@ -51,6 +51,7 @@ def initialize(environment: Mapping[str, str], coordinator: str = '', number: in
     number: of processes, with a coordinator.
     index: of this process, with a coordinator.
     timeout: seconds to wait for the others.
+    force: let JAX look for a cluster whatever the environment says.
 
   If they do not come in time, the process ends with one line and code 1.
 
@@ -65,9 +66,9 @@ def initialize(environment: Mapping[str, str], coordinator: str = '', number: in
   if not coordinator and (number or index >= 0):
     raise UserError(f'--processes={number} and --process={index} need --coordinator=HOST:PORT, the'
                     ' address of process 0. Give all three.')
-  if not coordinator and not found:
+  if not coordinator and not found and not force:
     return
-  where = f'at {coordinator}' if coordinator else f'in the cluster ({found})'
+  where = f'at {coordinator}' if coordinator else f'in the cluster ({found or "as JAX finds it"})'
 
   def give_up():
     print(f'error: the processes {where} did not come together within {timeout} s. Look whether all'

@@ -133,13 +133,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
 
   # 2. The run becomes the workdir's, and says what trains.
   table = masks.table(variables['params'], planned.mask)
+  if profile and workdir_lib.is_remote(workdir):
+    raise UserError(f'--profile with --workdir={workdir}: traces are written to local folders only.'
+                    ' Leave one of them out.')
+  profile = profile and processes.is_main()
   rows = [{**row._asdict(), 'trains': row.trains, 'share': row.parameters / masks.total(table)}
           for row in table]
   with contextlib.ExitStack() as lock:
     processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
         'config.json': facts, 'parameters.json': rows}))
     processes.require_shared(workdir)
-    return _run(config, workdir, planned, variables, table, profile)
+    try:
+      return _run(config, workdir, planned, variables, table, profile)
+    except OSError as error:
+      raise UserError(f'--workdir={workdir} cannot be written ({error}). The newest whole'
+                      ' checkpoint there stays; make room, and the same command goes on from it.'
+                      ) from error
 
 
 def _run(config, workdir, planned, variables, table, profile):
@@ -191,7 +200,7 @@ def _run(config, workdir, planned, variables, table, profile):
     minutes = config.checkpoint_every_minutes
     return (every(config.checkpoint_every, step)
             or config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
-            or minutes and log.due and processes.on_main(
+            or minutes and (log.due or step % steps_per_epoch == 0) and processes.on_main(
                 lambda: time.monotonic() - saved_at >= 60 * minutes))
 
   def save(step):
@@ -210,6 +219,9 @@ def _run(config, workdir, planned, variables, table, profile):
         save(step)
         stop.leave()
     loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
+    if not count:
+      raise UserError(f'no image of the split {info.test_split} of {config.data.name} is good;'
+                      ' needed is at least one. Choose another --config.data.test_split.')
     evaluation = {'test_loss': loss / count, 'test_accuracy': correct / count}
     if count < info.test_images:
       evaluation['test_images_left_out'] = info.test_images - count
@@ -240,7 +252,7 @@ def _run(config, workdir, planned, variables, table, profile):
         state, step_metrics = train_step(state, frozen, train_set, batch)
         if log.due:
           log.flush()
-        if config.data.bad_images == 'skip':
+        if config.data.bad_images == 'skip' and train_set is None:
           step_metrics['images_replaced'] = replaced
         done = step + 1
         log.add(done, step_metrics)
@@ -261,9 +273,6 @@ def _run(config, workdir, planned, variables, table, profile):
           log.restart_clock()
   except metrics.Diverged as error:
     diverged_step = error.step
-  except OSError as error:
-    raise UserError(f'--workdir={workdir} cannot be written ({error}). The newest whole checkpoint'
-                    ' there stays; make room, and the same command goes on from it.') from error
 
   # 5. The result, last: its presence says that all else is there.
   def conclude():

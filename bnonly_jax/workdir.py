@@ -135,5 +135,9 @@ def read_json(file: epath.Path) -> Any:
 def write_json(file: epath.Path, value: Any) -> None:
   """Writes JSON so that at any moment the file is either the old or the new one, whole."""
   draft = file.parent / f'.{file.name}'
-  draft.write_text(json.dumps(value, indent=2) + '\n')
+  with draft.open('w') as out:
+    out.write(json.dumps(value, indent=2) + '\n')
+    out.flush()
+    if not is_remote(file):
+      os.fsync(out.fileno())
   draft.replace(file)

@@ -77,7 +77,9 @@ setup() {
   "${tpu[@]}" tpu-vm scp "$archive" "$name:bnonly.tar.gz" "${where[@]}" --worker=all
   rm "$archive"
   on all 'mkdir -p bnonly && tar -xzf bnonly.tar.gz -C bnonly && cd bnonly &&
-    python3 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]" gcsfs'
+    { command -v python3.11 || { sudo apt-get update -qq &&
+      sudo apt-get install -y -qq python3.11 python3.11-venv; }; } > /dev/null &&
+    python3.11 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]" gcsfs'
 }
 
 run() {
@@ -86,7 +88,7 @@ run() {
   printf -v flags ' %q' "$@"
   while true; do
     code=0
-    on all "cd bnonly && { .venv/bin/python -m bnonly_jax.main$flags; echo \"exit \$?\"; } \
+    on all "cd bnonly && { .venv/bin/python -m bnonly_jax.main --distributed$flags; echo \"exit \$?\"; } \
       > run.log 2>&1; tail -n 1 run.log | grep -qxE 'exit (0|143)'" || code=$?
     if ((code == 0)); then break; fi
     if [[ $(request_state) == ACTIVE ]]; then
@@ -108,6 +110,7 @@ case $action in
     "${tpu[@]}" tpu-vm describe "$name" "${where[@]}" --format='value(state,health)' || true
     ;;
   logs) on 0 'tail -n 100 -f bnonly/run.log' ;;
-  stop) on all 'pkill -TERM -f bnonly_jax.main' ;;
+  # Anchored: the shell that waits for the run has these words in its command line too.
+  stop) on all 'pkill -TERM -f ^.venv/bin/python' ;;
   delete) "${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force ;;
 esac

@@ -113,7 +113,7 @@ def test_run_stops_at_an_error_with_the_log_of_worker_0(stubs):
 
 @pytest.mark.parametrize('action, expected', [
     ('status', 'queued-resources describe bn'), ('logs', '--worker=0 --command=tail -n 100 -f'),
-    ('stop', '--worker=all --command=pkill -TERM -f bnonly_jax.main'),
+    ('stop', '--worker=all --command=pkill -TERM -f ^.venv/bin/python'),
     ('delete', 'queued-resources delete bn')])
 def test_the_other_actions(stubs, action, expected):
   done, calls = run(stubs, 'tpu_pod.sh', action, **POD)
@@ -133,13 +133,14 @@ def test_mistakes_are_told_before_anything_is_asked_for(stubs, arguments, enviro
 def test_slurm_runs_one_task_a_node_and_queues_again_after_a_signal(stubs, code, requeued):
   done, calls = run(stubs, 'slurm.sbatch', '--config=c.py', '--workdir=/shared/run',
                     SLURM_SUBMIT_DIR=str(stubs), SLURM_JOB_ID='7', PYTHON='python3',
+                    SLURM_CPUS_PER_TASK='8',
                     answers=[('srun', 'bnonly_jax.main', code, '')])
   assert done.returncode == code
-  assert calls[0] == ['srun', '--kill-on-bad-exit=1', 'python3', '-m', 'bnonly_jax.main',
-                      '--config=c.py', '--workdir=/shared/run']
+  assert calls[0] == ['srun', '--cpus-per-task=8', '--kill-on-bad-exit=1', 'python3', '-m',
+                      'bnonly_jax.main', '--config=c.py', '--workdir=/shared/run']
   assert (['scontrol', 'requeue', '7'] in calls) == requeued
   header = (LAUNCH / 'slurm.sbatch').read_text()
-  for line in ('--ntasks-per-node=1', '--requeue', '--signal=TERM@120', '--open-mode=append'):
+  for line in ('--ntasks-per-node=8', '--requeue', '--signal=TERM@120', '--open-mode=append'):
     assert f'#SBATCH {line}\n' in header
 
 

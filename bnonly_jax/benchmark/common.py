@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -72,20 +73,21 @@ def child(call: Callable[[ml_collections.ConfigDict], Any], config: ml_collectio
           'import importlib\n'
           'module, _, name = sys.argv[1].rpartition(".")\n'
           'print(json.dumps(getattr(importlib.import_module(module), name)(config)), flush=True)')
-  environment = dict(os.environ)
+  # What this process has compiled would make the new one's start look short.
+  environment = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
   if devices:
     environment.update(JAX_PLATFORMS='cpu', XLA_FLAGS=(
         f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'))
   start = time.perf_counter()
-  with subprocess.Popen(
+  with tempfile.TemporaryFile('w+') as said, subprocess.Popen(
       [sys.executable, '-c', code, f'{call.__module__}.{call.__name__}', config.to_json(),
        json.dumps(cores)],
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+      stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as process:
     line = process.stdout.readline()
     seconds = time.perf_counter() - start  # without the process's end
-    _, errors = process.communicate()
-  if process.returncode:
-    raise RuntimeError(errors)
+    if process.wait():
+      said.seek(0)
+      raise RuntimeError(said.read())
   return seconds, json.loads(line)
 
 

@@ -16,6 +16,7 @@ from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.benchmark import common
 from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
 from bnonly_jax.data import augment
 from bnonly_jax.data import streamed
 
@@ -101,6 +102,11 @@ def data_table(data_dir: str = '') -> list[dict[str, Any]]:
       if name.startswith('folder:'):
         config.update(batch_size=32)
         config.data.update(image_size=224, pad=0)
+      try:
+        data.find(config)
+      except UserError as error:
+        print(f'left out: {error}')
+        continue
       starts = sorted(common.child(time_to_first_batch, config, cores)[0]
                       for _ in range(common.REPEATS))
       _, row = common.child(data_rates, config, cores[:1])

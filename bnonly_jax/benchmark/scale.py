@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from bnonly_jax import describe
@@ -55,6 +56,7 @@ def scale_table(networks: Sequence[str] = SCALE_NETWORKS) -> list[dict[str, Any]
       config.update(network=network, train=selection, batch_size=2)
       config.data.update(name='none', image_size=224 if network.startswith('imagenet') else 0)
       _, reduced = common.child(common.all_reduced_bytes, config, devices=2)
+      config.batch_size = jax.local_device_count()
       flops = describe.describe(config)['flops_step']
       batch = 32 if network.startswith('imagenet') else 128
       rows.append({'network': network, 'train': selection, 'bytes_reduced': reduced,

@@ -72,6 +72,18 @@ def newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
   return max(versions(name, root), key=lambda p: [int(n) for n in p.name.split('.')], default=None)
 
 
+def require_array_record(path: pathlib.Path, remedy: str) -> None:
+  """Checks the format of a prepared data set.
+
+  Raises:
+    UserError: it is another than ArrayRecord.
+  """
+  found = json.loads((path / 'dataset_info.json').read_text()).get('fileFormat', 'tfrecord')
+  if found != 'array_record':
+    raise UserError(f'{path} is prepared as {found}; allowed is array_record. Move that folder'
+                    f' away. {remedy}')
+
+
 def find(config: ml_collections.ConfigDict) -> Info:
   """Looks up a prepared data set or a folder, touching neither network nor TensorFlow.
 
@@ -114,11 +126,7 @@ def _find_prepared(config):
     prepared = sorted({path.parent.relative_to(root).as_posix() for path in versions('**', root)})
     raise UserError(f'config.data.name is {name!r}, which is not prepared in {root}; there is:'
                     f' {", ".join(prepared) or "none"}. {remedy}')
-  file_format = json.loads((path / 'dataset_info.json').read_text()).get('fileFormat', 'tfrecord')
-  if file_format != 'array_record':
-    raise UserError(f'config.data.name is {name!r}, prepared in {path} as {file_format}; allowed is'
-                    f' array_record. Move that folder away. {remedy}')
-
+  require_array_record(path, remedy)
   import tensorflow_datasets as tfds
   info = tfds.builder_from_directory(path).info
   splits = {split: info.splits[split].num_examples for split in info.splits}
@@ -146,8 +154,9 @@ def _find_folder(config):
     raise UserError(f'{path / test} has the class {min(foreign)}, and {path / "train"} has not;'
                     f' allowed are {", ".join(classes[:20])}. Rename or move that folder away.')
   train, tested = (records.open_folder(path, split, classes) for split in ('train', test))
+  present = set(train.labels)
   for label, name in enumerate(classes):
-    if label not in train.labels:
+    if label not in present:
       raise UserError(f'the class folder {path / "train" / name} holds no image; needed are files'
                       f' {suffixes}. Fill it, or remove it.')
   shape = (None, None, 3)

@@ -47,7 +47,9 @@ def prepare(name: str, data_dir: str = '', source: str = '', download: bool = Fa
       _prepare_cifar10_jpeg(source, kwargs)
     else:
       _prepare_stock(name, source, download, kwargs)
-  return data.newest_version(name, root)
+  path = data.newest_version(name, root)
+  data.require_array_record(path, 'Then prepare it again.')
+  return path
 
 
 def _prepare_digits(root, kwargs):
@@ -105,7 +107,8 @@ def _prepare_stock(name, source, download, kwargs):
                     " does not). Install it: pip install -e '.[prepare]'")
   kwargs['data_dir'].mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=kwargs['data_dir'], prefix='.archives') as staged:
-    archives.stage(wanted, folder, pathlib.Path(staged))
+    if source:
+      archives.stage(wanted, folder, pathlib.Path(staged))
     config = tfds.download.DownloadConfig(
         manual_dir=staged if wanted else source, extract_dir=pathlib.Path(staged) / 'extracted',
         try_download_gcs=False)
@@ -127,6 +130,9 @@ def main(arguments: list[str]) -> None:
     path = prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value, _DOWNLOAD.value)
   except UserError as error:
     sys.exit(f'error: {error}')
+  except OSError as error:
+    sys.exit(f'error: {data.directory(_DATA_DIR.value)} cannot be written ({error}). Make room, or'
+             ' name another folder with --data_dir.')
   except KeyboardInterrupt:
     print('stopped; nothing counts as prepared', file=sys.stderr)
     sys.exit(130)

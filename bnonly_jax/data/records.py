@@ -24,8 +24,17 @@ class Folder:
     return len(self.paths)
 
   def read(self, indices: Sequence[int]) -> list[tuple[bytes, int]]:
-    """Returns encoded image and label of each."""
-    return [(self.paths[i].read_bytes(), self.labels[i]) for i in indices]
+    """Returns encoded image and label of each.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    try:
+      return [(self.paths[i].read_bytes(), self.labels[i]) for i in indices]
+    except OSError as error:
+      raise UserError(f'an image of the data set cannot be read: {error}. The folder has changed'
+                      ' since the run began; put the file back, and the same command goes on.'
+                      ) from error
 
   def name(self, index: int) -> str:
     """Says which record it is, for messages."""

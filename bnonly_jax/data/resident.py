@@ -37,10 +37,10 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
   train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
   records = data.open_split(info, info.test_split)
   test, bad_tests = load(config, info, records, np.arange(len(records)), 0, replace=False)
-  if skip:
+  if skip and process == 0:
     records_lib.report('train', 'replaced', bad)
     records_lib.report(info.test_split, 'left out', bad_tests)
-  else:
+  if not skip:
     records_lib.refuse(bad + bad_tests)
   good = np.ones(len(test.labels), np.float32)
   good[[image.position for image in bad_tests]] = 0

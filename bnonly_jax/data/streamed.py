@@ -1,8 +1,11 @@
 """Data sets that are decoded on the host as training goes, by Grain's threads or processes."""
 
 from collections.abc import Iterator
+import ctypes
 import dataclasses
 import os
+import signal
+import sys
 from typing import Any
 
 from absl import flags
@@ -135,9 +138,17 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
       if not skip:
         records_lib.refuse(left_out)
       yield data.Images(batch['images'], batch['labels']), batch['weight']
-    records_lib.report(info.test_split, 'left out', left_out)
+    if process == 0:
+      records_lib.report(info.test_split, 'left out', left_out)
 
   return data.Feed(None, None, train_batches, eval_batches)
+
+
+def _begin_worker(*_: int) -> None:
+  """Lets a worker process live as long as its parent, whatever ends that, and Ctrl-C pass it by."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def _decoded(source: TrainBatches | EvalBatches, start: int,
@@ -155,7 +166,8 @@ def _decoded(source: TrainBatches | EvalBatches, start: int,
       flags.FLAGS.mark_as_parsed()
     iterator = iter(
         batches_left.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-        .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)))
+        .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+                     worker_init_fn=_begin_worker))
   try:
     for batch in iterator:
       # Copies, since Grain frees what its processes share only once nothing refers to it.

@@ -183,6 +183,25 @@ def test_skipped_images_are_counted_and_every_process_keeps_in_step(folder, tmp_
     assert sum(bad for (_, bad), _ in zip(feed.train_batches(0), range(5), strict=False)) == 2
 
 
+def test_a_file_that_went_away_is_named(folder, tmp_path):
+  shutil.copytree(folder / 'mixed', tmp_path / 'images')
+  config = folder_config(tmp_path / 'images', image_size=24)
+  feed = streamed.open_feed(config, data.find(config))
+  gone = sorted((tmp_path / 'images/train').glob('*/*.jpg'))[7]
+  gone.unlink()
+  with pytest.raises(UserError, match=f'cannot be read: .*{gone}'):
+    list(feed.train_batches(0))
+
+
+def test_no_good_test_image_is_an_error(folder, tmp_path):
+  root, _ = spoil(folder / 'equal', tmp_path, 'test', 8)
+  for path in sorted((root / 'test').glob('*/*.jpg'))[:3]:
+    path.write_bytes(b'no image')
+  config = folder_config(root, bad_images='skip')
+  with pytest.raises(UserError, match='no image of the split test .* is good'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+
+
 def test_a_label_out_of_range_is_bad(folder):
   info = data.find(folder_config(folder / 'equal'))
   split = data.open_split(info, 'train')
