@@ -1,11 +1,11 @@
 """Data sets that are decoded on the host as training goes, by Grain's threads or processes."""
 
 from collections.abc import Iterator
-import ctypes
 import dataclasses
 import os
 import signal
-import sys
+import threading
+import time
 from typing import Any
 
 from absl import flags
@@ -145,10 +145,16 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
 
 
 def _begin_worker(*_: int) -> None:
-  """Lets a worker process live as long as its parent, whatever ends that, and Ctrl-C pass it by."""
+  """Lets a worker process end with its parent, whatever ends that, and Ctrl-C pass it by."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  if sys.platform == 'linux':
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of linux/prctl.h
+  parent = os.getppid()
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _decoded(source: TrainBatches | EvalBatches, start: int,
