@@ -1,5 +1,6 @@
 """What a run tells people while it goes on: metrics.jsonl, TensorBoard events, the terminal."""
 
+import io
 import json
 import math
 import os
@@ -58,14 +59,17 @@ class Writer:
     if (workdir / 'tensorboard').exists():
       (workdir / 'tensorboard').rmtree()
     self._events = tensorboardX.SummaryWriter(os.fspath(workdir / 'tensorboard'))
-    self._text = ''
+    self._remote, self._file, self._text = False, io.StringIO(), ''
+    for line in kept:
+      self.write(line.pop('step'), line)
+    if '://' in os.fspath(workdir):  # nothing can be appended there: each line writes all anew
+      self._remote = True
+      self._path.write_text(self._text)
+      return
     draft = workdir / f'.{self._path.name}'
-    with draft.open('w') as self._file:
-      for line in kept:
-        self.write(line.pop('step'), line)
+    draft.write_text(self._text)
     draft.replace(self._path)
-    # In a bucket nothing can be appended: each line writes the file anew.
-    self._file = None if '://' in os.fspath(workdir) else self._path.open('a')
+    self._file = self._path.open('a')
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes one line at once: a killed process loses none of the lines before."""
@@ -73,18 +77,16 @@ class Writer:
                              for k, v in scalars.items()}}
     text = json.dumps(line) + '\n'
     self._text += text
-    if self._file:
-      self._file.write(text)
-      self._file.flush()
-    else:
+    self._file.write(text)
+    self._file.flush()
+    if self._remote:
       self._path.write_text(self._text)
     for name, value in line.items():
       if name != 'step' and value is not None:
         self._events.add_scalar(name.replace('_', '/', 1), value, step)
 
   def close(self) -> None:
-    if self._file:
-      self._file.close()
+    self._file.close()
     self._events.close()
 
 

@@ -1,6 +1,6 @@
 """The folder of one run: whose it is, and files that are either whole or not there.
 
-A folder can lie in a bucket (gs://, s3://): all paths are those of etils.epath.
+A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 """
 
 import contextlib
@@ -50,6 +50,9 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   Raises:
     UserError: it holds anything else.
   """
+  if is_remote(workdir) and not os.fspath(workdir).startswith('gs://'):
+    raise UserError(f'--workdir={workdir}: allowed are folders and gs://; Orbax writes no'
+                    ' checkpoint to other buckets. Choose another --workdir, or mount the bucket.')
   exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
   if exists.exists() and not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
@@ -134,10 +137,13 @@ def read_json(file: epath.Path) -> Any:
 
 def write_json(file: epath.Path, value: Any) -> None:
   """Writes JSON so that at any moment the file is either the old or the new one, whole."""
+  text = json.dumps(value, indent=2) + '\n'
+  if is_remote(file):  # an object of a bucket appears whole
+    file.write_text(text)
+    return
   draft = file.parent / f'.{file.name}'
   with draft.open('w') as out:
-    out.write(json.dumps(value, indent=2) + '\n')
+    out.write(text)
     out.flush()
-    if not is_remote(file):
-      os.fsync(out.fileno())
+    os.fsync(out.fileno())
   draft.replace(file)

@@ -133,8 +133,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
 def test_where_nothing_can_be_appended_the_file_is_written_anew(tmp_path, monkeypatch):
   whole = []
   writer = metrics.Writer(tmp_path, 0)
-  writer._file.close()
-  writer._file = None  # as in a bucket
+  writer._remote = True  # as in a bucket
   monkeypatch.setattr(type(writer._path), 'write_text', lambda path, text: whole.append(text))
   for step in (1, 2):
     writer.write(step, {'train_loss': 1.0})

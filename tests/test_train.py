@@ -212,6 +212,11 @@ def test_a_workdir_of_another_experiment_is_refused_and_untouched(run, data_dir,
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
 
+def test_a_bucket_that_holds_no_checkpoints_is_refused(data_dir):
+  with pytest.raises(UserError, match='allowed are folders and gs://'):
+    train.train_and_evaluate(tiny_config(data_dir), 's3://bucket/run')
+
+
 @pytest.mark.parametrize('content', ['{"name": "eslint"}', '[1]', 'no json', ''])
 def test_a_config_json_of_others_is_refused(data_dir, tmp_path, content):
   (tmp_path / 'config.json').write_text(content)
