@@ -46,9 +46,16 @@ def open_checkpointer(workdir: epath.Path, keep: int, keep_every: int = 0
       preservation_policy=policy, cleanup_tmp_directories=True)
   try:
     yield checkpointer
-  finally:
+  except Exception:
+    with contextlib.suppress(Exception):  # what ends the run is to be told, not what follows
+      checkpointer.close()
+    raise
+  except BaseException:  # a signal: the checkpoint that was begun is to be written
     with _told_as_os_error():
       checkpointer.close()
+    raise
+  with _told_as_os_error():
+    checkpointer.close()
 
 
 @contextlib.contextmanager
@@ -56,7 +63,7 @@ def _told_as_os_error():
   try:
     yield
   except Exception as error:  # Orbax's stores have their own ways to say that the disk is full
-    if os.strerror(errno.ENOSPC) not in str(error):
+    if not any(text in str(error) for text in (os.strerror(errno.ENOSPC), 'RESOURCE_EXHAUSTED')):
       raise
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 

@@ -146,7 +146,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     try:
       return _run(config, workdir, planned, variables, table, profile)
     except OSError as error:
-      raise UserError(f'--workdir={workdir} cannot be written ({error}). The newest whole'
+      reason = error.strerror or error
+      raise UserError(f'--workdir={workdir} cannot be written ({reason}). The newest whole'
                       ' checkpoint there stays; make room, and the same command goes on from it.'
                       ) from error
 
