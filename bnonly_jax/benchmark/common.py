@@ -29,13 +29,7 @@ REPEATS = 7
 
 def median_seconds(call: Callable[[], Any]) -> float:
   """Returns the median time of seven calls after a first one."""
-  call()
-  seconds = []
-  for _ in range(REPEATS):
-    start = time.perf_counter()
-    call()
-    seconds.append(time.perf_counter() - start)
-  return sorted(seconds)[REPEATS // 2]
+  return interleaved_seconds([call])[0]
 
 
 def interleaved_seconds(calls: Sequence[Callable[[], Any]]) -> list[float]:
