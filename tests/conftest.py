@@ -18,9 +18,11 @@ import pytest
 
 from bnonly_jax import data
 from bnonly_jax import masks
+from bnonly_jax import metrics
 from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax import steps
+from bnonly_jax import train
 from bnonly_jax.config import default_config
 from bnonly_jax.data import augment
 from bnonly_jax.data import batches
@@ -117,6 +119,24 @@ def load(config: Any) -> tuple[data.Images, data.Images]:
   """Returns training and test set as they are kept on the device."""
   feed = resident.open_feed(config, data.find(config))
   return feed.train_set, feed.test_set
+
+
+class Killed(BaseException):
+  """Ends a run as a kill does: nothing catches it."""
+
+
+def train_and_die(config: Any, workdir: pathlib.Path, at_step: int) -> None:
+  """Trains until the metrics of a step arrive, and dies there."""
+  real = metrics.TrainLog.add
+
+  def killing(log, step, values):
+    if step == at_step:
+      raise Killed
+    real(log, step, values)
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(metrics.TrainLog, 'add', killing)
+    train.train_and_evaluate(config, workdir)
 
 
 @pytest.fixture(scope='session')

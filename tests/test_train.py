@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 
+from conftest import Killed
+from conftest import train_and_die
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
@@ -98,26 +100,11 @@ def test_a_finished_run_says_so_and_keeps_its_files(run, data_dir, capsys):
   assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
 
 
-class Killed(BaseException):
-  pass
-
-
-def test_a_kill_between_a_line_and_the_next_checkpoint_writes_no_line_twice(data_dir, tmp_path,
-                                                                           monkeypatch):
+def test_a_kill_between_a_line_and_the_next_checkpoint_writes_no_line_twice(data_dir, tmp_path):
   # Checkpoints after steps 2 and 4, where lines end too; the kill comes after step 3.
   config = tiny_config(data_dir, log_every=2, checkpoint_every_steps=2, epochs=1)
   expected = train.train_and_evaluate(config, tmp_path / 'whole')
-  real = metrics.TrainLog.add
-
-  def killing(log, step, values):
-    if step == 4:
-      raise Killed
-    real(log, step, values)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(metrics.TrainLog, 'add', killing)
-    with pytest.raises(Killed):
-      train.train_and_evaluate(config, tmp_path / 'killed')
+  train_and_die(config, tmp_path / 'killed', 4)
   result = train.train_and_evaluate(config, tmp_path / 'killed')
   assert without_times([result]) == without_times([expected])
   lines = [without_times(metrics.read(tmp_path / name)) for name in ('whole', 'killed')]

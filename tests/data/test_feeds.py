@@ -4,6 +4,7 @@ import hashlib
 import shutil
 
 from conftest import data_config
+from conftest import train_and_die
 from conftest import write_folder
 import jax
 import jax.numpy as jnp
@@ -222,24 +223,10 @@ def test_a_set_of_bad_images_ends(folder):
     records.read_images(split, [0], 3, lambda *_: None, np.zeros((1, 8, 8, 3)), replace=True)
 
 
-class Killed(BaseException):
-  pass
-
-
-def test_a_streamed_run_ends_with_the_same_bits_after_a_kill(folder, tmp_path, monkeypatch):
+def test_a_streamed_run_ends_with_the_same_bits_after_a_kill(folder, tmp_path):
   config = folder_config(folder / 'mixed', image_size=16)
   expected = train.train_and_evaluate(config, tmp_path / 'straight')
-  real = metrics.TrainLog.add
-
-  def killing(log, step, values):
-    if step == 7:
-      raise Killed
-    real(log, step, values)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(metrics.TrainLog, 'add', killing)
-    with pytest.raises(Killed):
-      train.train_and_evaluate(config, tmp_path / 'killed')
+  train_and_die(config, tmp_path / 'killed', 7)
   config.data.workers = 3  # which may change
   result = train.train_and_evaluate(config, tmp_path / 'killed')
   assert result['test_loss'] == expected['test_loss'] and result['test_images'] == 11
