@@ -11,8 +11,10 @@ from typing import Any
 from absl import app
 from absl import flags
 from absl import logging
+import ml_collections
 from ml_collections import config_flags
 
+from bnonly_jax.config import default_config
 from bnonly_jax.config import explain_flags
 from bnonly_jax.config import UserError
 
@@ -25,6 +27,27 @@ def define_config() -> flags.FlagHolder:
       'config', None, 'The experiment: a config file and, after a colon, its argument, as in'
       ' configs/cifar10.py:resnet14. Any field of it is set with --config.FIELD=VALUE.',
       lock_config=True)
+
+
+def define_processes() -> Callable[[], None]:
+  """Defines the flags of several processes; returns what joins them, to be called first of all."""
+  coordinator = flags.DEFINE_string(
+      'coordinator', '', 'Several processes: HOST:PORT of process 0. Not needed on TPU pods and'
+      ' under Slurm, Open MPI and Kubernetes, which say so themselves.')
+  distributed = flags.DEFINE_bool(
+      'distributed', False, 'Several processes: let JAX find the others, where it is not seen that'
+      ' there is a cluster (Cloud TPU VMs).')
+  number = flags.DEFINE_integer('processes', 0, 'With --coordinator: how many processes.')
+  index = flags.DEFINE_integer('process', -1, 'With --coordinator: which one this is, from 0.')
+  timeout = flags.DEFINE_integer(
+      'start_timeout', 300, 'Seconds to wait for the other processes at the start.')
+
+  def join():
+    from bnonly_jax import processes  # here, so that a mistake in the flags is told at once
+    processes.initialize(os.environ, coordinator.value, number.value, index.value, timeout.value,
+                         distributed.value)
+
+  return join
 
 
 def keep_freed_memory() -> None:
@@ -52,7 +75,8 @@ def peers() -> bool:
 
 
 def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str = 'stopped',
-        topics: tuple[str, ...] = ()) -> None:
+        topics: tuple[str, ...] = (),
+        defaults: Callable[[], ml_collections.ConfigDict] = default_config) -> None:
   """Parses the command line and calls `main`; a mistake of the user's ends it with one line.
 
   Args:
@@ -60,6 +84,7 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     missing: says which flags are needed and not given; '' if none is.
     interrupted: printed at Ctrl-C.
     topics: words of which one is to stand first on the command line, and is given to `main`.
+    defaults: returns a config with the fields that --config has.
   """
   def parse(arguments):
     config = flags.FLAGS['config']
@@ -68,8 +93,10 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
       if config.value is not None:
         config.value.lock()  # a file that could not be read shows itself here
     except Exception as error:  # a config file and ml_collections raise whatever they like
-      text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
-      sys.exit(f'error: {explain_flags(arguments) or text.strip().splitlines()[-1].strip()}')
+      text = str(error) if isinstance(error, flags.Error) else f'{type(error).__name__}: {error}'
+      text = text.rpartition('UserError: ')[2]  # a config file's own, of whatever is around it
+      explained = explain_flags(arguments, defaults())
+      sys.exit(f'error: {explained or text.strip().splitlines()[-1].strip()}')
     if topics and rest[1:2] not in [[topic] for topic in topics]:
       sys.exit(f'error: the first word is to be one of: {", ".join(topics)}. Try --help.')
     if rest[1 + bool(topics):]:

@@ -131,6 +131,22 @@ def default_config() -> ml_collections.ConfigDict:
   return config.lock()
 
 
+def imagenet_config() -> ml_collections.ConfigDict:
+  """Returns the paper's ImageNet recipe (appendix of arXiv 2003.00152; defaults of open_lth)."""
+  config = default_config()
+  config.network = 'imagenet_resnet50'
+  config.data.name = 'imagenet2012'
+  config.data.test_split = 'validation'
+  config.data.image_size = 224
+  config.data.pad = 0
+  config.epochs = 90
+  config.batch_size = 1024
+  config.optimizer.learning_rate = 0.4
+  config.optimizer.warmup_epochs = 5.0
+  config.optimizer.drops = (30 / 90, 60 / 90, 80 / 90)
+  return config
+
+
 def flat(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns a config's values by dotted name, as JSON holds them: 'data.pad', 'epochs', ..."""
   values = {}
@@ -150,14 +166,20 @@ def describe() -> str:
                    if line.startswith(('#', 'config.')) and not line.endswith('ConfigDict()'))
 
 
-def explain_flags(arguments: Sequence[str]) -> str:
-  """Returns what is wrong with the --config flags of a command line, or '' if it cannot tell."""
-  fields = list(flat(default_config()))
+def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict) -> str:
+  """Returns what is wrong with the --config flags of a command line, or '' if it cannot tell.
+
+  Args:
+    arguments: the command line.
+    defaults: a config with the fields that there are.
+  """
+  fields = list(flat(defaults))
   for argument in arguments:
     flag, _, value = argument.lstrip('-').partition('=')
     file, name = value.split(':')[0], flag.removeprefix('config.')
     if flag == 'config' and value and not os.path.isfile(file):
-      there = ', '.join(sorted(str(path) for path in pathlib.Path('configs').glob('*.py')))
+      folder = 'configs/figures' if 'base' in defaults else 'configs'
+      there = ', '.join(sorted(str(path) for path in pathlib.Path(folder).glob('*.py')))
       return (f'--config={value}: there is no file {file}. Allowed is the path of a config file'
               f' (here: {there or "none"}), and after it a colon and its argument.')
     if flag in fields:

@@ -6,8 +6,6 @@ r"""Runs one experiment, or goes on with it:
 The same command again goes on after a kill, and shows the result of a finished run.
 """
 
-import os
-
 from absl import flags
 
 from bnonly_jax import command_line
@@ -18,16 +16,7 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for all that the run writes: new, empty, or of this very run.')
 _PROFILE = flags.DEFINE_bool(
     'profile', False, 'Write a trace of 50 steps into WORKDIR/profile, for Perfetto or XProf.')
-_COORDINATOR = flags.DEFINE_string(
-    'coordinator', '', 'Several processes: HOST:PORT of process 0. Not needed on TPU pods and under'
-    ' Slurm, Open MPI and Kubernetes, which say so themselves.')
-_DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'Several processes: let JAX find the others, where it is not seen that'
-    ' there is a cluster (Cloud TPU VMs).')
-_PROCESSES = flags.DEFINE_integer('processes', 0, 'With --coordinator: how many processes.')
-_PROCESS = flags.DEFINE_integer('process', -1, 'With --coordinator: which one this is, from 0.')
-_START_TIMEOUT = flags.DEFINE_integer(
-    'start_timeout', 300, 'Seconds to wait for the other processes at the start.')
+_JOIN_PROCESSES = command_line.define_processes()
 _DESCRIBE = flags.DEFINE_bool(
     'describe', False, 'Print parameters, FLOPs and bytes of the config, and train nothing.')
 
@@ -42,11 +31,9 @@ def missing() -> str:
 
 def main() -> None:
   # Here, so that a mistake in the flags is told at once.
-  from bnonly_jax import processes
   from bnonly_jax.describe import print_description
   from bnonly_jax.train import train_and_evaluate
-  processes.initialize(os.environ, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value,
-                       _START_TIMEOUT.value, _DISTRIBUTED.value)
+  _JOIN_PROCESSES()
   if _DESCRIBE.value:
     print_description(_CONFIG.value)
   else:

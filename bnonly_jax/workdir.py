@@ -120,7 +120,11 @@ def _lock(workdir, stack):
   file = open(workdir / '.lock', 'a+')  # noqa: SIM115
   stack.callback(file.close)
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # `is_locked` of another process takes it for a moment
+      time.sleep(0.2)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
     file.seek(0)
     raise UserError(f'--workdir={workdir} is in use by {file.read().strip() or "another process"}.'
@@ -128,6 +132,18 @@ def _lock(workdir, stack):
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
+
+
+def is_locked(workdir: epath.Path) -> bool:
+  """Whether another process has a folder; of one in a bucket that cannot be told."""
+  if is_remote(workdir) or not (workdir / '.lock').exists():
+    return False
+  with open(workdir / '.lock') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+      return True
+  return False
 
 
 def read_json(file: epath.Path) -> Any:

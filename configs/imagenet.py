@@ -12,20 +12,11 @@ only; nothing of that length has been run with this code.
 
 import ml_collections
 
-from bnonly_jax.config import default_config
+from bnonly_jax.config import imagenet_config
 
 
 def get_config(network: str = 'resnet50') -> ml_collections.ConfigDict:
   """Args: network, resnetN or resnetNxK: N = 18, 34, 50, 101, 152 or 200, K times 64 channels."""
-  config = default_config()
+  config = imagenet_config()
   config.network = f'imagenet_{network}'
-  config.data.name = 'imagenet2012'
-  config.data.test_split = 'validation'
-  config.data.image_size = 224
-  config.data.pad = 0
-  config.epochs = 90
-  config.batch_size = 1024
-  config.optimizer.learning_rate = 0.4
-  config.optimizer.warmup_epochs = 5.0
-  config.optimizer.drops = (30 / 90, 60 / 90, 80 / 90)
   return config

@@ -1,0 +1,24 @@
+"""The main figure by depth on CIFAR-100. Not in the paper.
+
+  python -m bnonly_jax.sweep --config=configs/figures/cifar100.py:SCALE --workdir=DIR
+  python -m bnonly_jax.figures --config=configs/figures/cifar100.py:SCALE --workdir=DIR
+
+`short` takes a tenth of CIFAR-100 (prepare it first), `smoke` the embedded scans.
+"""
+
+import ml_collections
+
+from bnonly_jax.sweep_config import Point
+from bnonly_jax.sweep_config import sweep
+
+DEPTHS = {'smoke': (8,), 'short': (14, 20), 'paper': (14, 32, 56, 110, 218)}
+LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'two random weights a channel': 'random:2',
+         'output layer': 'output', 'nothing': 'nothing'}
+
+
+def get_config(scale: str = 'paper') -> ml_collections.ConfigDict:
+  """Args: scale, smoke, short or paper."""
+  data = {} if scale == 'smoke' else {'data.name': 'cifar100'}
+  points = [Point(line, depth, {'network': f'cifar_resnet{depth}', 'train': train, **data})
+            for line, train in LINES.items() for depth in DEPTHS.get(scale, ())]
+  return sweep('cifar100', 'What trains, CIFAR-100 by depth', scale, 'depth', points)

@@ -1,0 +1,23 @@
+"""How gamma and beta are distributed, BatchNorm only against everything.
+
+  python -m bnonly_jax.sweep --config=configs/figures/distributions.py:SCALE --workdir=DIR
+  python -m bnonly_jax.figures --config=configs/figures/distributions.py:SCALE --workdir=DIR
+
+The paper: when only BatchNorm trains, many more gammas end near zero than when everything does.
+"""
+
+import ml_collections
+
+from bnonly_jax.sweep_config import Point
+from bnonly_jax.sweep_config import sweep
+
+DEPTHS = {'smoke': (8,), 'short': (14,), 'paper': (14, 32, 56, 110, 218, 434, 866)}
+LINES = {'all': 'all', 'BatchNorm': 'batchnorm'}
+
+
+def get_config(scale: str = 'paper') -> ml_collections.ConfigDict:
+  """Args: scale, smoke, short or paper."""
+  points = [Point(line, f'ResNet-{depth}', {'network': f'cifar_resnet{depth}', 'train': train})
+            for line, train in LINES.items() for depth in DEPTHS.get(scale, ())]
+  return sweep('distributions', 'Distribution of gamma and beta', scale, 'network', points,
+               panels=('gamma', 'beta'))

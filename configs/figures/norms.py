@@ -1,0 +1,23 @@
+"""Scale and bias of GroupNorm and LayerNorm in BatchNorm's place. Not in the paper.
+
+  python -m bnonly_jax.sweep --config=configs/figures/norms.py:SCALE --workdir=DIR
+  python -m bnonly_jax.figures --config=configs/figures/norms.py:SCALE --workdir=DIR
+"""
+
+import ml_collections
+
+from bnonly_jax.sweep_config import Point
+from bnonly_jax.sweep_config import sweep
+
+DEPTHS = {'smoke': (8,), 'short': (14, 20), 'paper': (14, 32, 56, 110)}
+LINES = {'BatchNorm': {}, 'GroupNorm, 8 channels a group': {'norm': 'group'},
+         'LayerNorm': {'norm': 'layer'}}
+
+
+def get_config(scale: str = 'paper') -> ml_collections.ConfigDict:
+  """Args: scale, smoke, short or paper."""
+  points = [Point(line, depth,
+                  {'network': f'cifar_resnet{depth}', 'train': 'batchnorm', **changes})
+            for line, changes in LINES.items() for depth in DEPTHS.get(scale, ())]
+  return sweep('norms', "Scale and bias of other norms, and nothing else, trained", scale, 'depth',
+               points)

@@ -1,0 +1,27 @@
+"""Networks without shortcuts: VGG with BatchNorm.
+
+  python -m bnonly_jax.sweep --config=configs/figures/vgg.py:SCALE --workdir=DIR
+  python -m bnonly_jax.figures --config=configs/figures/vgg.py:SCALE --workdir=DIR
+
+Not in the paper's main figure; no numbers of the paper's are given here.
+"""
+
+import ml_collections
+
+from bnonly_jax.sweep_config import base
+from bnonly_jax.sweep_config import Point
+from bnonly_jax.sweep_config import sweep
+
+DEPTHS = {'smoke': (11,), 'short': (11,), 'paper': (11, 13, 16, 19)}
+LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'output layer': 'output', 'nothing': 'nothing'}
+
+
+def get_config(scale: str = 'paper') -> ml_collections.ConfigDict:
+  """Args: scale, smoke, short or paper."""
+  config = base(scale)
+  if scale == 'smoke':  # VGG halves its images five times
+    config.data.image_size = config.data.eval_resize = 32
+    config.data.pad = 0
+  points = [Point(line, depth, {'network': f'cifar_vgg{depth}', 'train': train})
+            for line, train in LINES.items() for depth in DEPTHS.get(scale, ())]
+  return sweep('vgg', 'What trains, VGG by depth', scale, 'depth', points, base_config=config)
