@@ -1,88 +1,344 @@
-"""The plots of one run."""
+r"""Draws the figures of a sweep from the runs that are there, with tables and a report beside them.
 
+  python -m bnonly_jax.figures --config=configs/figures/main_depth.py:short --workdir=DIR
+
+writes DIR/figures/NAME/: for each panel a PNG, an SVG, a CSV and a Markdown table, and report.html,
+one file that can be sent on. Trained runs come from python -m bnonly_jax.sweep.
+"""
+
+from collections.abc import Sequence
+import csv
 import io
-import textwrap
+import os
+from typing import Any
+from typing import NamedTuple
 
+from absl import flags
 from etils import epath
+import ml_collections
 import numpy as np
 
-from bnonly_jax import masks
+from bnonly_jax import command_line
 from bnonly_jax import metrics
+from bnonly_jax import paper
+from bnonly_jax import plots
+from bnonly_jax import sweep
+from bnonly_jax import sweep_config
+from bnonly_jax import workdir as workdir_lib
 
-# Okabe and Ito's colours, which people of any colour vision tell apart.
-_BLUE, _ORANGE, _GREY = '#0072B2', '#E69F00', '#999999'
-
-
-def _pyplot():
-  # Imported where it is used, at the end of a run: it takes as long as preparing a small data set.
-  import matplotlib
-  matplotlib.use('agg')
-  import matplotlib.pyplot
-  return matplotlib.pyplot
+_MARKERS = 'osD^vP*'
+_QUANTILES = (5, 25, 50, 75, 95)
 
 
-def gammas(params: dict) -> np.ndarray:
-  """Returns every gamma of a network in one vector."""
-  return np.concatenate([np.zeros(0, np.float32)] + [
-      np.ravel(value) for name, value in masks.flatten(params).items()
-      if masks.group_of(name) == 'gamma'])
+class Row(NamedTuple):
+  """A line of a figure's table: one point, at one threshold or quantile if the panel has them."""
+  line: str
+  x: float | str | None
+  at: float | None  # the threshold of small_gammas and zeroed, the quantile of gamma and beta
+  runs: int  # that count
+  missing: int
+  mean: float | None  # over runs; in percent, but gamma and beta as they are
+  sd: float | None  # the sample's standard deviation over runs; None of fewer than two
+  paper: float | None
+
+  @property
+  def difference(self) -> float | None:
+    """Ours minus the paper's."""
+    return None if self.mean is None or self.paper is None else self.mean - self.paper
 
 
-def accuracy_over_epochs(workdir: epath.Path, title: str) -> None:
-  """Draws training and test accuracy as metrics.jsonl has them."""
-  lines = metrics.read(workdir)
-  figure, axes = _pyplot().subplots(figsize=(6, 4), layout='constrained')
-  for key, label, colour in (('train_accuracy', 'training batches, augmented', _ORANGE),
-                             ('test_accuracy', 'test', _BLUE)):
-    points = [(line['epoch'], line[key]) for line in lines if key in line]
-    axes.plot([x for x, _ in points], [y for _, y in points], label=label, color=colour,
-              marker='.' if key == 'test_accuracy' else '')
-  axes.set(xlabel='epoch', ylabel='accuracy', ylim=(0, 1), title=title)
-  axes.grid(alpha=0.3)
-  axes.legend()
-  _save(figure, workdir / 'accuracy.png')
+def rows(config: ml_collections.ConfigDict, workdir: str | os.PathLike, panel: str) -> list[Row]:
+  """Gathers what a panel shows.
+
+  Args:
+    config: the sweep's, of `sweep_config.sweep`.
+    workdir: the folder of all runs.
+    panel: one of config.panels.
+
+  Returns:
+    A row for each point and threshold or quantile, in the config's order. Runs that are missing,
+    diverged or not analysed count as missing.
+
+  Example:
+    >>> [(row.line, row.x, row.mean) for row in rows(config, 'runs/depth', 'test_accuracy')]
+    [('BatchNorm', 14, 47.1), ...]
+  """
+  table = []
+  for point, runs in _by_point(config, workdir):
+    found = [values for run in runs for values in _measured(run, panel)]
+    published = None if config.scale == 'smoke' else paper.value(panel, point.changes)
+    missing = sum(not _measured(run, panel) for run in runs)
+    for at in list(dict.fromkeys(at for values in found for at in values)) or [None]:
+      numbers = [values[at] for values in found]
+      table.append(Row(point.line, point.x, at, len(numbers), missing,
+                       float(np.mean(numbers)) if numbers else None,
+                       float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None, published))
+  return table
 
 
-def gamma_histogram(workdir: epath.Path, start: np.ndarray, end: np.ndarray,
-                    title: str) -> None:
-  """Draws the distribution of gamma before and after training."""
-  figure, axes = _pyplot().subplots(figsize=(6, 4), layout='constrained')
-  lost = np.sum(~np.isfinite(end))
-  end = end[np.isfinite(end)]
-  bins = np.histogram_bin_edges(np.concatenate([start, end]), 60)
-  axes.hist(start, bins, label='start', color=_GREY, alpha=0.6)
-  axes.hist(end, bins, label=f'end ({lost} not finite)' if lost else 'end', color=_BLUE,
-            histtype='step', linewidth=1.5)
-  axes.set(xlabel='gamma', ylabel='number of features', title=title)
-  axes.grid(alpha=0.3)
-  axes.legend()
-  _save(figure, workdir / 'gamma.png')
+def _by_point(config, workdir):
+  """Points with their runs: those of each seed, whichever point the sweep lists them under."""
+  by_name = {run.name: run for run in sweep.runs(config, workdir)}
+  for point in config.points:
+    name = sweep.point_name(config, point)
+    yield point, [run for run_name, run in by_name.items() if run_name.rpartition('/')[0] == name]
 
 
-def image_sheet(path: epath.Path, images: list[np.ndarray], names: list[str],
-                title: str) -> None:
-  """Draws images uint8 [H, W, C] in rows of eight, each below its name."""
-  rows = -(-len(images) // 8)
-  figure, axes = _pyplot().subplots(rows, 8, figsize=(10, 1.35 * rows + 0.5), layout='constrained',
-                              squeeze=False)
-  for place in axes.flat:
-    place.set_axis_off()
-  for place, image, name in zip(axes.flat, images, names, strict=False):
-    place.imshow(np.repeat(image, 3 // image.shape[-1], -1))
-    place.set_title(textwrap.shorten(name, 18, placeholder='...'), fontsize='x-small')
-  figure.suptitle(title, fontsize='medium')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  _write(figure, path)
+def _measured(run, panel):
+  """What a run has for a panel: for each of its seeds a number by threshold, quantile or None."""
+  progress = sweep.progress(run)
+  if progress.state != 'done':
+    return []
+  result = progress.result
+  if panel == 'train_accuracy':
+    lines = [line for line in metrics.read(run.workdir) if 'train_accuracy' in line]
+    last = [line['train_accuracy'] for line in lines if line['epoch'] > result['epochs'] - 1]
+    return [{None: 100 * float(np.mean(last))}]
+  if panel in sweep_config.RESULTS:
+    return [{None: 100 * seed[panel]} for seed in result.get('replicates', [result])]
+  analysis = run.workdir / 'analysis.json'
+  if not analysis.exists():
+    return []
+  analysis = workdir_lib.read_json(analysis)
+  if panel == 'silent_relus':
+    return [{None: 100 * analysis['silent_relus']['fraction']}]
+  if panel == 'small_gammas':
+    return [{float(t): 100 * share for t, share in analysis['small_gammas'].items()}]
+  if panel == 'zeroed':
+    return [{float(t): 100 * at['test_accuracy'] for t, at in analysis['zeroed'].items()}]
+  return [{q: _quantile(analysis[panel]['histogram'], q) for q in _QUANTILES}]
 
 
-def _save(figure, path):
-  title = figure.axes[0].get_title()
-  figure.axes[0].set_title('\n'.join(textwrap.wrap(title, 70)), fontsize='medium')
-  _write(figure, path)
+def _quantile(histogram, quantile):
+  """A quantile of a histogram, to the width of a bin."""
+  counts, edges = np.asarray(histogram['counts']), np.asarray(histogram['edges'])
+  share = np.concatenate([[0], np.cumsum(counts)]) / np.sum(counts)
+  return float(np.interp(quantile / 100, share, edges))
 
 
-def _write(figure, path):
-  png = io.BytesIO()  # matplotlib itself knows no buckets
-  figure.savefig(png, format='png', dpi=120)
-  path.write_bytes(png.getvalue())
-  _pyplot().close(figure)
+def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> epath.Path:
+  """Draws all panels of a sweep, and writes their tables and the report.
+
+  Args:
+    config: the sweep's.
+    workdir: the folder of all runs.
+
+  Returns:
+    The path of report.html.
+
+  Raises:
+    UserError: a run's config is none.
+
+  Example:
+    >>> draw(config, 'runs/depth')
+    PosixPath('runs/depth/figures/main_depth/report.html')
+  """
+  from bnonly_jax import report
+  folder = workdir_lib.path(workdir) / 'figures' / config.name
+  folder.mkdir(parents=True, exist_ok=True)
+  panels = {}
+  for panel in config.panels:
+    panels[panel] = rows(config, workdir, panel)
+    if panel in ('gamma', 'beta'):
+      figure = _histograms(config, workdir, panel)
+    elif panel in ('small_gammas', 'zeroed'):
+      figure = _by_threshold(config, panel, panels[panel])
+    else:
+      figure = _lines(config, panel, panels[panel])
+    for kind in ('png', 'svg'):
+      drawing = io.BytesIO()
+      figure.savefig(drawing, format=kind, dpi=150,
+                     metadata={'Date': None} if kind == 'svg' else None)
+      (folder / f'{panel}.{kind}').write_bytes(drawing.getvalue())
+    plots.pyplot().close(figure)
+    (folder / f'{panel}.csv').write_text(_csv(panels[panel]))
+    (folder / f'{panel}.md').write_text(markdown(config, panel, panels[panel]))
+  (folder / 'report.html').write_text(report.html(config, workdir, folder, panels))
+  return folder / 'report.html'
+
+
+def label(panel: str) -> str:
+  """Returns what a panel shows, in words."""
+  return {**sweep_config.RESULTS, **sweep_config.ANALYSES}[panel]
+
+
+def source(config: ml_collections.ConfigDict) -> str:
+  """Says what the runs were trained on: a line below every title."""
+  share = config.base.data.subsample
+  part = f'{share:.0%} of ' if share < 1 else ''
+  seeds = f'{config.seeds} seed' + 's' * (config.seeds > 1)
+  return f'{part}{config.base.data.name}, {config.base.epochs} epochs, {seeds}'
+
+
+def _axes(config, columns=1):
+  columns = max(columns, 1)
+  figure, axes = plots.pyplot().subplots(
+      1, columns, figsize=(max(6.4, 3.6 * columns), 4.4), layout='constrained', squeeze=False,
+      sharey=True)
+  figure.suptitle(f'{config.title}\n{source(config)}; bars: one standard deviation over seeds',
+                  fontsize='medium')
+  for one in axes.flat:
+    one.grid(alpha=0.3)
+  return figure, list(axes.flat)
+
+
+def _style(lines):
+  """Colour and marker by line."""
+  names = list(dict.fromkeys(lines))
+  return {name: (plots.COLOURS[i % len(plots.COLOURS)], _MARKERS[i % len(_MARKERS)])
+          for i, name in enumerate(names)}
+
+
+def _lines(config, panel, table):
+  """One number a point: lines over numbers, markers over words."""
+  figure, (axes,) = _axes(config)
+  xs = list(dict.fromkeys(row.x for row in table if row.x is not None))
+  numeric = all(isinstance(x, int | float) for x in xs)
+  styles = _style(row.line for row in table)
+  for number, (line, (colour, marker)) in enumerate(styles.items()):
+    own = [row for row in table if row.line == line]
+    shift = 0 if numeric else 0.5 * ((number + 0.5) / len(styles) - 0.5)
+    place = lambda row, shift=shift: row.x if numeric else xs.index(row.x) + shift
+    level = [row for row in own if row.x is None]
+    for row in level:
+      if row.mean is None:
+        axes.plot([], [], color=colour, linestyle='--', label=f'{line} (not run)')
+      else:
+        axes.axhline(row.mean, color=colour, linestyle='--', label=line)
+        axes.axhspan(row.mean - (row.sd or 0), row.mean + (row.sd or 0), color=colour, alpha=0.15)
+    there = [row for row in own if row.x is not None and row.mean is not None]
+    absent = ', '.join(f'{row.x:g}' if numeric else row.x for row in own
+                       if row.x is not None and row.mean is None)
+    if there or not level:
+      axes.errorbar([place(row) for row in there], [row.mean for row in there],
+                    [row.sd or 0 for row in there], color=colour, marker=marker,
+                    label=f'{line} (not run: {absent})' if absent else line,
+                    linestyle='-' if numeric else '', capsize=3)
+    published = [row for row in own if row.x is not None and row.paper is not None]
+    axes.plot([place(row) for row in published], [row.paper for row in published], marker,
+              color=colour, markerfacecolor='none', markersize=9)
+  if numeric and xs and min(xs) > 0 and max(xs) / min(xs) >= 4:
+    axes.set_xscale('log', base=2)
+  axes.set_xticks(xs if numeric else range(len(xs)), [f'{x:g}' if numeric else x for x in xs],
+                  rotation=0 if numeric or len(xs) < 7 else 45)
+  axes.minorticks_off()
+  axes.set(xlabel=config.x, ylabel=label(panel))
+  axes.set_ylim(bottom=0)
+  _legend(figure, axes, table)
+  return figure
+
+
+def _legend(figure, axes, table):
+  handles, labels = axes.get_legend_handles_labels()
+  if any(row.paper is not None for row in table):
+    handles.append(axes.plot([], [], 'o', color=plots.GREY, markerfacecolor='none',
+                             markersize=9)[0])
+    labels.append('the paper, its full recipe')
+  columns = 2 if max(map(len, labels), default=0) > 30 else 3
+  figure.legend(handles, labels, loc='outside lower center', ncols=columns, fontsize='small')
+
+
+def _by_threshold(config, panel, table):
+  """Lines over thresholds, one pair of axes a value of x."""
+  xs = list(dict.fromkeys(row.x for row in table))
+  figure, all_axes = _axes(config, len(xs))
+  styles = _style(row.line for row in table)
+  ats = sorted({row.at for row in table if row.at is not None})
+  for axes, x in zip(all_axes, xs, strict=True):
+    for line, (colour, marker) in styles.items():
+      own = [row for row in table if (row.line, row.x) == (line, x) and row.mean is not None]
+      axes.errorbar([ats.index(row.at) for row in own], [row.mean for row in own],
+                    [row.sd or 0 for row in own], color=colour, marker=marker, capsize=3,
+                    label=line if own else f'{line} (not run)')
+    axes.set_title(x, fontsize='medium')
+    axes.set_xticks(range(len(ats)), [f'{at:g}' for at in ats])
+    axes.set_xlabel('threshold t')
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize='small')
+  all_axes[0].set_ylabel(label(panel))
+  return figure
+
+
+def _histograms(config, workdir, panel):
+  """Histograms, mean over seeds and a band of one standard deviation, one pair of axes an x."""
+  points = list(_by_point(config, workdir))
+  xs = list(dict.fromkeys(point.x for point, _ in points))
+  figure, all_axes = _axes(config, len(xs))
+  styles = _style(point.line for point, _ in points)
+  for point, runs in points:
+    axes, (colour, _) = all_axes[xs.index(point.x)], styles[point.line]
+    found = [workdir_lib.read_json(run.workdir / 'analysis.json')[panel]['histogram']
+             for run in runs if _measured(run, panel)]
+    if not found:
+      axes.plot([], [], color=colour, label=f'{point.line} (not run)')
+      continue
+    low = min(one['edges'][0] for one in found)
+    high = max(one['edges'][-1] for one in found)
+    edges = np.linspace(low, high, 61)
+    shares = [100 * np.diff(np.interp(edges, one['edges'], np.concatenate(
+        [[0], np.cumsum(one['counts'])]) / np.sum(one['counts']))) for one in found]
+    mean = np.mean(shares, 0)
+    sd = np.std(shares, 0, ddof=1) if len(shares) > 1 else np.zeros_like(mean)
+    axes.stairs(mean, edges, color=colour, label=point.line, linewidth=1.5)
+    axes.stairs(mean + sd, edges, baseline=np.maximum(mean - sd, 0), fill=True, color=colour,
+                alpha=0.2)
+  for axes, x in zip(all_axes, xs, strict=True):
+    axes.set_title(x, fontsize='medium')
+    axes.set_xlabel(panel)
+    axes.legend(fontsize='small')
+  all_axes[0].set_ylabel(label(panel))
+  return figure
+
+
+def cells(config: ml_collections.ConfigDict, panel: str,
+          table: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+  """Returns a table's head and lines as text, without columns that would be empty."""
+  number = lambda value: '' if value is None else f'{value:.4g}' if panel in (
+      'gamma', 'beta') else f'{value:.2f}'
+  at = {'gamma': 'quantile', 'beta': 'quantile'}.get(panel, 'threshold')
+  head = ['', config.x, at, 'runs', 'missing', 'mean', 'standard deviation', 'paper', 'difference']
+  lines = [[row.line, '' if row.x is None else f'{row.x:g}' if isinstance(row.x, int | float)
+            else row.x, '' if row.at is None else f'{row.at:g}', str(row.runs),
+            str(row.missing or ''), number(row.mean) or 'missing', number(row.sd),
+            number(row.paper), number(row.difference)] for row in table]
+  used = [i for i in range(len(head)) if any(line[i] for line in lines)]
+  return [head[i] for i in used], [[line[i] for i in used] for line in lines]
+
+
+def markdown(config: ml_collections.ConfigDict, panel: str, table: Sequence[Row]) -> str:
+  """Returns a panel's table in Markdown."""
+  head, lines = cells(config, panel, table)
+  text = [f'{config.title}: {label(panel)}; {source(config)}.', '']
+  text += [f'| {" | ".join(line)} |' for line in (head, ['---'] * len(head), *lines)]
+  return '\n'.join(text) + '\n'
+
+
+def _csv(table: Sequence[Row]) -> str:
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow([*Row._fields, 'difference'])
+  writer.writerows([*row, row.difference] for row in table)
+  return text.getvalue()
+
+
+def main() -> None:
+  path = draw(_CONFIG.value, _WORKDIR.value)
+  _print_tables(_CONFIG.value, _WORKDIR.value)
+  metrics.console.print(f'written: {path} and beside it each figure and table')
+
+
+def _print_tables(config: Any, workdir: str) -> None:
+  for panel in config.panels:
+    metrics.console.print(f'{config.title}: {label(panel)}; {source(config)}')
+    head, lines = cells(config, panel, rows(config, workdir, panel))
+    metrics.print_columns(head, lines)
+
+
+if __name__ == '__main__':
+  _CONFIG = command_line.define_config()
+  _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all the runs of the sweep.')
+  command_line.run(
+      main, lambda: '' if _CONFIG.value and _WORKDIR.value else
+      '--config=FILE.py[:SCALE] and --workdir=DIR are both needed. Try --config='
+      'configs/figures/main_depth.py:smoke --workdir=runs/smoke, or --help.',
+      defaults=sweep_config.skeleton)

@@ -1,5 +1,6 @@
 """What a run tells people while it goes on: metrics.jsonl, TensorBoard events, the terminal."""
 
+from collections.abc import Sequence
 import io
 import json
 import math
@@ -35,6 +36,15 @@ def print_table(rows: list[masks.GroupRow]) -> None:
   table.add_row('all', f'{sum(row.tensors for row in rows):,}', f'{total:,}',
                 '100.00%', f'{trained:,} ({trained / total:.2%})')
   console.print(table)
+
+
+def print_columns(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+  """Prints columns, the first flush left."""
+  widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+  for line in (head, *lines):
+    console.print('  '.join(
+        cell.rjust(width) if i else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True))))
 
 
 class Diverged(Exception):

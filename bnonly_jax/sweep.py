@@ -70,15 +70,9 @@ def runs(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
   found, names = {}, []
   for seed in range(config.base.seed, config.base.seed + config.seeds):
     for point in config.points:
-      run_config = config.base.copy_and_resolve_references()
-      try:
-        run_config.update_from_flattened_dict({**point.changes, 'seed': seed})
-      except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f'the point {point.line!r} at {point.x!r} changes {point.changes}: {error}.'
-                        ' Allowed are the fields of bnonly_jax.config.default_config().'
-                        ) from error
+      run_config = _config_of(config, point, seed)
       validate(run_config)
-      names.append(f'{run_name(run_config, point.changes)}/seed{seed}')
+      names.append(f'{point_name(config, point)}/seed{seed}')
       if expression.search(names[-1]):
         found.setdefault(names[-1], Run(names[-1], point, run_config,
                                         workdir_lib.path(workdir) / names[-1]))
@@ -88,11 +82,22 @@ def runs(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
   return list(found.values())
 
 
-def run_name(config: ml_collections.ConfigDict, changes: dict[str, Any]) -> str:
-  """Names a point's runs by network, selection and what else it changes."""
+def _config_of(config, point, seed):
+  run_config = config.base.copy_and_resolve_references()
+  try:
+    run_config.update_from_flattened_dict({**point.changes, 'seed': seed})
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(f'the point {point.line!r} at {point.x!r} changes {point.changes}: {error}.'
+                    ' Allowed are the fields of bnonly_jax.config.default_config().') from error
+  return run_config
+
+
+def point_name(config: ml_collections.ConfigDict, point: sweep_config.Point) -> str:
+  """Names a point's runs by network, selection and what else it changes in config.base."""
+  changes = {'network': config.base.network, 'train': config.base.train, **point.changes}
   others = [f'{field.rpartition(".")[2]}={value}' for field, value in sorted(changes.items())
             if field not in ('network', 'train')]
-  return re.sub(r'[^\w.+=-]', '', '-'.join([config.network, config.train, *others]))
+  return re.sub(r'[^\w.+=-]', '', '-'.join([changes['network'], changes['train'], *others]))
 
 
 def progress(run: Run) -> Progress:
@@ -192,28 +197,20 @@ def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
                  only: str = '') -> None:
   """Prints, point by point, how many runs are in which state, their accuracy and their time."""
   import numpy as np
-  import rich.table
 
   from bnonly_jax import metrics
-  table = rich.table.Table(box=rich.box.SIMPLE)
-  for column in ('runs', *STATES, 'test accuracy', 'hours'):
-    table.add_column(column, justify='left' if column == 'runs' else 'right')
-  points, counts, hours = {}, dict.fromkeys(STATES, 0), 0.0
+  points, lines = {}, []
   for run in runs(config, workdir, only):
     points.setdefault(run.name.rpartition('/')[0], []).append(progress(run))
-  for name, found in points.items():
+  for name, found in [*points.items(), ('all', sum(points.values(), []))]:
     states = [one.state for one in found]
     accuracies = [100 * one.result['test_accuracy'] for one in found if one.state == 'done']
-    spent = sum(one.seconds for one in found) / 3600
-    shown = f'{np.mean(accuracies):.2f} %' if accuracies else ''
-    if len(accuracies) > 1:
-      shown = f'{np.mean(accuracies):.2f} +- {np.std(accuracies, ddof=1):.2f} %'
-    table.add_row(name, *(str(states.count(s) or '') for s in STATES), shown, f'{spent:.2f}')
-    counts = {s: counts[s] + states.count(s) for s in STATES}
-    hours += spent
-  table.add_section()
-  table.add_row('all', *(str(counts[s] or '') for s in STATES), '', f'{hours:.2f}')
-  metrics.console.print(table)
+    shown = f'{np.mean(accuracies):.2f}' if accuracies and name != 'all' else ''
+    if shown and len(accuracies) > 1:
+      shown += f' +- {np.std(accuracies, ddof=1):.2f}'
+    lines.append([name, *(str(states.count(state) or '') for state in STATES), shown,
+                  f'{sum(one.seconds for one in found) / 3600:.2f}'])
+  metrics.print_columns(['runs', *STATES, 'test accuracy, %', 'hours'], lines)
 
 
 def print_list(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only: str = '',

@@ -18,11 +18,11 @@ import ml_collections
 from bnonly_jax import checkpoint
 from bnonly_jax import config as config_lib
 from bnonly_jax import data
-from bnonly_jax import figures
 from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import models
 from bnonly_jax import optimizer
+from bnonly_jax import plots
 from bnonly_jax import processes
 from bnonly_jax import signals
 from bnonly_jax import steps
@@ -168,7 +168,7 @@ def _run(config, workdir, planned, variables, table, profile):
                                      steps_per_epoch)
   tx = optimizer.create(config.optimizer, learning_rate, mask)
   state, frozen = steps.create_state(variables, mask, tx)
-  start_gammas = figures.gammas(variables['params'])
+  start_gammas = plots.gammas(variables['params'])
   restored, pending, damage = checkpoint.restore(workdir, state)
   for line in damage:
     metrics.console.print(line)
@@ -278,10 +278,10 @@ def _run(config, workdir, planned, variables, table, profile):
   # 5. The result, last: its presence says that all else is there.
   def conclude():
     title = f'{config.network}, {config.data.name}, training {config.train}'
-    figures.accuracy_over_epochs(workdir, title)
+    plots.accuracy_over_epochs(workdir, title)
     params = jax.device_get(masks.merge(state.trainable, frozen))
     if start_gammas.size:
-      figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
+      plots.gamma_histogram(workdir, start_gammas, plots.gammas(params), title)
     lines = metrics.read(workdir)
     final = {} if diverged_step else next(x for x in lines if x['step'] == total_steps
                                           and 'test_accuracy' in x)

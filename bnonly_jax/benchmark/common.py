@@ -18,7 +18,6 @@ import numpy as np
 
 from bnonly_jax import data
 from bnonly_jax import describe
-from bnonly_jax import metrics
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax import train
@@ -127,12 +126,3 @@ def all_reduced_bytes_of(program: str) -> int:
     for kind, shape in re.findall(r'(\w+)\[([\d,]*)\]', found[1]) if found else ():
       total += sizes[kind] * math.prod(int(n) for n in shape.split(',') if n)
   return total
-
-
-def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-  """Prints columns, the first flush left."""
-  widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-  for line in (head, *lines):
-    metrics.console.print('  '.join(
-        cell.rjust(width) if i else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(line, widths, strict=True))))

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import data
+from bnonly_jax import metrics
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.benchmark import common
@@ -118,7 +119,7 @@ def data_table(data_dir: str = '') -> list[dict[str, Any]]:
 def measure(config: ml_collections.ConfigDict | None, data_dir: str) -> dict[str, Any]:
   """Measures, prints, and returns what `data_table` does and the rate of the config's step."""
   result = {'data': data_table(data_dir)}
-  common.print_table(
+  metrics.print_columns(
       ('data set', 'images', 'shape', 'start to first batch', 'resident: a batch of 128',
        'streamed: images/s a core'),
       [(row['data'], f'{row["images"]:,}', 'x'.join(map(str, row['shape'])),

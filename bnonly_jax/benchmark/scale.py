@@ -7,6 +7,7 @@ import jax
 import ml_collections
 
 from bnonly_jax import describe
+from bnonly_jax import metrics
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark.peaks import Peak
 from bnonly_jax.benchmark.peaks import PEAKS
@@ -75,7 +76,7 @@ def device_table(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
 def measure(config: ml_collections.ConfigDict | None) -> dict[str, Any]:
   """Measures, prints, and returns what `scale_table` and `device_table` do."""
   result = {'scale': scale_table()}
-  common.print_table(
+  metrics.print_columns(
       ('network', 'trained', 'all-reduced a step', 'FLOPs an image',
        *(f'{pod}: compute + all-reduce, at least' for pod in PODS)),
       [(row['network'], row['train'], f'{row["bytes_reduced"]:,} B', f'{row["flops_step"]:,}',
@@ -84,7 +85,7 @@ def measure(config: ml_collections.ConfigDict | None) -> dict[str, Any]:
        for row in result['scale']])
   config = config or default_config()
   result['devices'] = device_table(config)
-  common.print_table(('simulated devices', f'step of {config.network}, {config.train}'),
+  metrics.print_columns(('simulated devices', f'step of {config.network}, {config.train}'),
                [(str(row['devices']), f'{1e3 * row["step_seconds"]:.0f} ms')
                 for row in result['devices']])
   return result

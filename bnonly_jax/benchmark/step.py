@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from bnonly_jax import describe
+from bnonly_jax import metrics
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark.peaks import PEAKS
 
@@ -96,4 +97,4 @@ def _print(whole):
     lines.append((f'{name.replace("_", " ")} {unit}'.strip(),
                   *(f'{row[name] * factor:,.4g}' for row in selections.values()),
                   *([f'{ratio:.2f}' if ratio else ''] if 'ratio' in whole else [])))
-  common.print_table(('', *selections, *(['ratio'] if 'ratio' in whole else [])), lines)
+  metrics.print_columns(('', *selections, *(['ratio'] if 'ratio' in whole else [])), lines)

@@ -33,7 +33,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   import jax.numpy as jnp
   import numpy as np
 
-  from bnonly_jax import figures
+  from bnonly_jax import plots
   from bnonly_jax import train
   from bnonly_jax.data import augment
   from bnonly_jax.data import prepare
@@ -70,7 +70,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   for name, batches, what in (('train', training(), f'training images of seed {config.seed}'),
                               ('eval', evaluation(), f'images of split {info.test_split}')):
     paths.append(out / f'{name}.png')
-    figures.image_sheet(paths[-1], *first(batches), title % what)
+    plots.image_sheet(paths[-1], *first(batches), title % what)
   return paths
 
 

@@ -1,0 +1,92 @@
+import csv
+import json
+import re
+import xml.etree.ElementTree
+
+import pytest
+
+from bnonly_jax import figures
+from bnonly_jax import paper
+from bnonly_jax import sweep
+from bnonly_jax import sweep_config
+
+NETWORKS = {14: 'cifar_resnet14', 32: 'cifar_resnet32'}
+
+
+def make(panels=('test_accuracy',), words=False, scale='short'):
+  points = [sweep_config.Point(line, f'ResNet-{depth}' if words else depth,
+                               {'network': network, 'train': line})
+            for line in ('all', 'batchnorm') for depth, network in NETWORKS.items()]
+  points.append(sweep_config.Point('level', None, {'network': 'cifar_resnet14', 'train': 'output'}))
+  return sweep_config.sweep('drawn', 'Drawn & told', scale, 'depth', points, panels, seeds=2)
+
+
+def finish(config, workdir, name, accuracy, analysis=None, **more):
+  (run,) = [run for run in sweep.runs(config, workdir) if run.name == name]
+  run.workdir.mkdir(parents=True)
+  result = {'test_accuracy': accuracy, 'test_top5_accuracy': accuracy, 'diverged': False,
+            'epochs': config.base.epochs, 'untrained_test_accuracy': 0.1,
+            'trained_parameters': 1120, 'devices': 1, 'device_kind': 'cpu',
+            'versions': {'jax': '1.2.3'}, **more}
+  (run.workdir / 'result.json').write_text(json.dumps(result))
+  (run.workdir / 'metrics.jsonl').write_text(
+      '{"step": 9, "epoch": 7.5, "train_accuracy": 0.6, "time_seconds": 60}\n')
+  if analysis:
+    (run.workdir / 'analysis.json').write_text(json.dumps(analysis))
+
+
+def texts(path):
+  return ' '.join(re.findall(r'<!-- (.*?) -->', path.read_text()))  # matplotlib names its texts
+
+
+def test_rows_have_mean_spread_and_the_papers_value(tmp_path):
+  config = make()
+  finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed0', 0.4)
+  finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed1', 0.44)
+  finish(config, tmp_path, 'cifar_resnet32-batchnorm/seed0', 0.5)
+  finish(config, tmp_path, 'cifar_resnet14-all/seed0', None, diverged=True)
+  by_point = {(row.line, row.x): row for row in figures.rows(config, tmp_path, 'test_accuracy')}
+  both = by_point['batchnorm', 14]
+  assert (both.mean, both.sd) == pytest.approx((42, 2.828427))
+  assert (both.runs, both.missing, both.paper) == (2, 0, 47.8)
+  assert both.difference == pytest.approx(-5.8)
+  one = by_point['batchnorm', 32]
+  assert (one.mean, one.sd, one.missing) == (50, None, 1)
+  assert by_point['all', 14].mean is None and by_point['all', 14].missing == 2
+  assert by_point['all', 14].paper == 90.5
+
+
+def test_what_is_missing_is_said_and_not_drawn_as_zero(tmp_path):
+  config = make()
+  finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed0', 0.4)
+  report = figures.draw(config, tmp_path)
+  folder = report.parent
+  assert (folder / 'test_accuracy.png').read_bytes()[:4] == b'\x89PNG'
+  drawn = texts(folder / 'test_accuracy.svg')
+  xml.etree.ElementTree.parse(folder / 'test_accuracy.svg')
+  assert 'batchnorm (not run: 32)' in drawn and 'all (not run: 14, 32)' in drawn
+  assert 'level (not run)' in drawn and 'the paper, its full recipe' in drawn
+  lines = list(csv.DictReader((folder / 'test_accuracy.csv').read_text().splitlines()))
+  assert [line['mean'] for line in lines] == ['', '', '40.0', '', '']
+  assert lines[2]['difference'] == repr(40.0 - 47.8)
+  table = (folder / 'test_accuracy.md').read_text()
+  assert '| batchnorm | 14 | 1 | 1 | 40.00 | 47.80 | -7.80 |' in table
+  assert '| all | 32 | 0 | 2 | missing | 92.30 |  |' in table
+  page = report.read_text()
+  assert 'Drawn &amp; told' in page and 'jax 1.2.3' in page and '1 done, 9 missing' in page
+  assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_smoke_has_no_values_of_the_papers(tmp_path):
+  assert {row.paper for row in figures.rows(make(scale='smoke'), tmp_path, 'test_accuracy')} == {
+      None}
+
+
+def test_the_paper_has_values_for_its_own_settings_only():
+  point = {'network': 'cifar_resnet866', 'train': 'batchnorm'}
+  assert paper.value('test_accuracy', point) == 82
+  assert paper.value('test_accuracy', {**point, 'norm': 'group'}) is None
+  assert paper.value('test_accuracy', {**point, 'train': 'random:2'}) is None
+  assert paper.value('train_accuracy', point) is None
+  assert paper.value('test_top5_accuracy',
+                     {'network': 'imagenet_resnet200', 'train': 'batchnorm'}) == 32
