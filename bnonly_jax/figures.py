@@ -27,6 +27,7 @@ from bnonly_jax import sweep_config
 from bnonly_jax import workdir as workdir_lib
 
 _MARKERS = 'osD^vP*'
+_THRESHOLDS = (0.01, 0.05, 0.1)
 _QUANTILES = (5, 25, 50, 75, 95)
 
 
@@ -101,19 +102,12 @@ def _measured(run, panel):
     return []
   analysis = workdir_lib.read_json(analysis)
   if panel == 'silent_relus':
-    return [{None: 100 * analysis['silent_relus']['fraction']}]
+    return [{None: 100 * analysis['relus']['all']['silent_share']}]
   if panel == 'small_gammas':
-    return [{float(t): 100 * share for t, share in analysis['small_gammas'].items()}]
+    return [{t: 100 * analysis['gamma']['all'][f'below_{t}'] for t in _THRESHOLDS}]
   if panel == 'zeroed':
-    return [{float(t): 100 * at['test_accuracy'] for t, at in analysis['zeroed'].items()}]
-  return [{q: _quantile(analysis[panel]['histogram'], q) for q in _QUANTILES}]
-
-
-def _quantile(histogram, quantile):
-  """A quantile of a histogram, to the width of a bin."""
-  counts, edges = np.asarray(histogram['counts']), np.asarray(histogram['edges'])
-  share = np.concatenate([[0], np.cumsum(counts)]) / np.sum(counts)
-  return float(np.interp(quantile / 100, share, edges))
+    return [{row['threshold']: 100 * row['test_accuracy'] for row in analysis['thresholds']}]
+  return [{quantile: analysis[panel]['all'][f'q{quantile}'] for quantile in _QUANTILES}]
 
 
 def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> epath.Path:
@@ -267,16 +261,15 @@ def _histograms(config, workdir, panel):
   styles = _style(point.line for point, _ in points)
   for point, runs in points:
     axes, (colour, _) = all_axes[xs.index(point.x)], styles[point.line]
-    found = [workdir_lib.read_json(run.workdir / 'analysis.json')[panel]['histogram']
+    found = [workdir_lib.read_json(run.workdir / 'analysis.json')[panel]
              for run in runs if _measured(run, panel)]
     if not found:
       axes.plot([], [], color=colour, label=f'{point.line} (not run)')
       continue
-    low = min(one['edges'][0] for one in found)
-    high = max(one['edges'][-1] for one in found)
-    edges = np.linspace(low, high, 61)
-    shares = [100 * np.diff(np.interp(edges, one['edges'], np.concatenate(
-        [[0], np.cumsum(one['counts'])]) / np.sum(one['counts']))) for one in found]
+    edges = np.linspace(min(one['bins'][0] for one in found),
+                        max(one['bins'][-1] for one in found), 61)
+    shares = [100 * np.diff(np.interp(edges, one['bins'], _cumulated(one['all']['histogram'])))
+              for one in found]
     mean = np.mean(shares, 0)
     sd = np.std(shares, 0, ddof=1) if len(shares) > 1 else np.zeros_like(mean)
     axes.stairs(mean, edges, color=colour, label=point.line, linewidth=1.5)
@@ -288,6 +281,11 @@ def _histograms(config, workdir, panel):
     axes.legend(fontsize='small')
   all_axes[0].set_ylabel(label(panel))
   return figure
+
+
+def _cumulated(counts):
+  """Shares below each edge of a histogram."""
+  return np.concatenate([[0], np.cumsum(counts)]) / np.sum(counts)
 
 
 def cells(config: ml_collections.ConfigDict, panel: str,

@@ -90,3 +90,29 @@ def test_the_paper_has_values_for_its_own_settings_only():
   assert paper.value('train_accuracy', point) is None
   assert paper.value('test_top5_accuracy',
                      {'network': 'imagenet_resnet200', 'train': 'batchnorm'}) == 32
+
+
+def test_panels_of_the_analysis(tmp_path):
+  config = make(('gamma', 'small_gammas', 'zeroed', 'silent_relus'), words=True)
+  quantiles = {f'q{q}': q / 100 for q in (5, 25, 50, 75, 95)}
+  for seed, below in enumerate((0.2, 0.4)):
+    finish(config, tmp_path, f'cifar_resnet14-batchnorm/seed{seed}', 0.4, analysis={
+        'gamma': {'bins': [-1, 0, 1, 2], 'all': {
+            'below_0.01': below, 'below_0.05': 0.5, 'below_0.1': 0.6, 'histogram': [0, 3, 1],
+            **quantiles}},
+        'thresholds': [{'threshold': 0.0, 'test_accuracy': 0.4},
+                       {'threshold': 0.05, 'test_accuracy': 0.3}],
+        'relus': {'all': {'silent_share': 0.25}}})
+
+  def means(panel):
+    return {row.at: row.mean for row in figures.rows(config, tmp_path, panel)
+            if (row.line, row.x) == ('batchnorm', 'ResNet-14')}
+
+  assert means('small_gammas') == pytest.approx({0.01: 30, 0.05: 50, 0.1: 60})
+  assert means('zeroed') == pytest.approx({0.0: 40, 0.05: 30})
+  assert means('silent_relus') == {None: 25}
+  assert means('gamma') == pytest.approx({5: 0.05, 25: 0.25, 50: 0.5, 75: 0.75, 95: 0.95})
+  folder = figures.draw(config, tmp_path).parent
+  for panel in config.panels:
+    assert 'all (not run' in texts(folder / f'{panel}.svg'), panel
+  assert 'share of the gammas (%)' in texts(folder / 'gamma.svg')
