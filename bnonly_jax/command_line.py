@@ -42,7 +42,9 @@ def keep_freed_memory() -> None:
 def keep_compiled_programs() -> None:
   """Lets JAX keep what it compiles in a folder of the user's, unless the environment names one."""
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(cache, 'bnonly_jax'))
+  folder = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(cache, 'bnonly_jax'))
+  if 'jax' in sys.modules:  # it has read the environment already
+    sys.modules['jax'].config.update('jax_compilation_cache_dir', folder)
 
 
 def peers() -> bool:
@@ -62,18 +64,20 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     topics: words of which one is to stand first on the command line, and is given to `main`.
   """
   def parse(arguments):
-    config = flags.FLAGS['config']
+    config = 'config' in flags.FLAGS and flags.FLAGS['config']
     try:
       rest = flags.FLAGS(arguments)
-      if config.value is not None:
+      if config and config.value is not None:
         config.value.lock()  # a file that could not be read shows itself here
     except Exception as error:  # a config file and ml_collections raise whatever they like
       text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
-      sys.exit(f'error: {explain_flags(arguments) or text.strip().splitlines()[-1].strip()}')
+      explained = config and explain_flags(arguments)
+      sys.exit(f'error: {explained or text.strip().splitlines()[-1].strip()}')
     if topics and rest[1:2] not in [[topic] for topic in topics]:
       sys.exit(f'error: the first word is to be one of: {", ".join(topics)}. Try --help.')
     if rest[1 + bool(topics):]:
-      sys.exit(f'error: {rest[-1]!r} is no flag. Write --config.FIELD=VALUE, with the dashes, with'
+      flag = '--config.FIELD' if config else '--FLAG'
+      sys.exit(f'error: {rest[-1]!r} is no flag. Write {flag}=VALUE, with the dashes, with'
                ' the equals sign, and in quotes if there are blanks in it.')
     if missing():
       sys.exit(f'error: {missing()}')
