@@ -406,7 +406,7 @@ def _layer_axis(axes, names):
   places = [i for i, stage in enumerate(stages)
             if len(names) <= 50 or i == 0 or stage != stages[i - 1]]
   axes.set_xticks(places, [names[i] for i in places], rotation=90, fontsize='x-small')
-  axes.set_xlim(-0.6, len(names) - 0.4)
+  axes.set(xlim=(-0.6, len(names) - 0.4), xlabel='layer, from the images to the output')
 
 
 def _width(names):
@@ -447,13 +447,13 @@ def _draw_small_gammas(analysis, path, title):
   left.set(xlabel='gamma', ylabel='number of features')
   left.legend(fontsize='small')
   rows = analysis['thresholds']
-  labels = ['as trained', *(f'below {row["threshold"]:g}\n'
+  labels = ['as trained', *(f'< {row["threshold"]:g}\n'
                             f'({row["gammas_zeroed"] / gamma["all"]["count"]:.1%} of all)'
                             for row in rows[1:])]
   bars = right.bar(labels, [row['test_accuracy'] for row in rows], color=[
       figures._GREY] + [figures._BLUE] * (len(rows) - 1))
   right.bar_label(bars, fmt='%.3f', fontsize='small')
-  right.set(xlabel='set to zero: abs(gamma) ...', ylabel='test accuracy',
+  right.set(xlabel='gammas set to zero, by abs(gamma)', ylabel='test accuracy',
             ylim=(0, 1.05))
   figure.suptitle(textwrap.fill(title, 100), fontsize='medium')
   figures._write(figure, path)

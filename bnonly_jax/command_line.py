@@ -64,19 +64,19 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     topics: words of which one is to stand first on the command line, and is given to `main`.
   """
   def parse(arguments):
-    config = 'config' in flags.FLAGS and flags.FLAGS['config']
+    has_config = 'config' in flags.FLAGS
     try:
       rest = flags.FLAGS(arguments)
-      if config and config.value is not None:
-        config.value.lock()  # a file that could not be read shows itself here
+      if has_config and flags.FLAGS['config'].value is not None:
+        flags.FLAGS['config'].value.lock()  # a file that could not be read shows itself here
     except Exception as error:  # a config file and ml_collections raise whatever they like
       text = f'{"" if isinstance(error, flags.Error) else type(error).__name__ + ": "}{error}'
-      explained = config and explain_flags(arguments)
+      explained = has_config and explain_flags(arguments)
       sys.exit(f'error: {explained or text.strip().splitlines()[-1].strip()}')
     if topics and rest[1:2] not in [[topic] for topic in topics]:
       sys.exit(f'error: the first word is to be one of: {", ".join(topics)}. Try --help.')
     if rest[1 + bool(topics):]:
-      flag = '--config.FIELD' if config else '--FLAG'
+      flag = '--config.FIELD' if has_config else '--FLAG'
       sys.exit(f'error: {rest[-1]!r} is no flag. Write {flag}=VALUE, with the dashes, with'
                ' the equals sign, and in quotes if there are blanks in it.')
     if missing():
