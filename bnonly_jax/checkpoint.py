@@ -109,15 +109,51 @@ def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]]
   Raises:
     UserError: the checkpoint is of another selection or network; the message compares both.
   """
-  folder, damaged = workdir / 'checkpoints', []
-  found = sorted((path for path in folder.iterdir() if path.name.isdigit()),
-                 key=lambda path: int(path.name)) if folder.exists() else []
-  state, pending = None, []
-  for path in reversed(found):
+  state, pending, damaged = read(workdir, like, kept(workdir))
+
+  def move():
+    for step, _ in damaged:
+      (workdir / 'damaged').mkdir(exist_ok=True)
+      target = workdir / 'damaged' / str(step)
+      while target.exists():
+        target = target.with_name(target.name + '_')
+      (workdir / 'checkpoints' / str(step)).rename(target)
+
+  processes.on_main(move)
+  return state, pending, [f'the checkpoint of step {step} is damaged ({reason}); it is in'
+                          f' {workdir / "damaged"} now' for step, reason in damaged]
+
+
+def kept(workdir: epath.Path) -> list[int]:
+  """Returns the steps of which the workdir has checkpoints, ascending."""
+  folder = workdir / 'checkpoints'
+  return sorted(int(path.name) for path in folder.iterdir()
+                if path.name.isdigit()) if folder.exists() else []
+
+
+def read(workdir: epath.Path, like: Any, found: list[int]
+         ) -> tuple[Any, list[dict[str, float]], list[tuple[int, str]]]:
+  """Reads the newest whole checkpoint of those found, and changes nothing in the workdir.
+
+  Args:
+    workdir: the run's.
+    like: a state of the same structure, shapes and dtypes; jax.ShapeDtypeStruct will do as leaves.
+    found: steps, ascending.
+
+  Returns:
+    The state as NumPy arrays, or None if there is none; the metrics that were pending; and which
+    steps could not be read, with the reason.
+
+  Raises:
+    UserError: as `restore`.
+  """
+  state, pending, damaged = None, [], []
+  for step in reversed(found):
+    path = workdir / 'checkpoints' / str(step)
     try:
       metadata, shapes = _metadata(path)
     except Exception as error:  # whatever Orbax and its stores raise at torn files
-      damaged.append((path.name, _first_line(error)))
+      damaged.append((step, _first_line(error)))
       continue
     _require_equal(shapes, _shapes(like), path)
     try:
@@ -129,19 +165,8 @@ def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]]
     except Exception as error:
       reason = _first_line(error)
     state, pending = None, []
-    damaged.append((path.name, reason))
-
-  def move():
-    for name, _ in damaged:
-      (workdir / 'damaged').mkdir(exist_ok=True)
-      target = workdir / 'damaged' / name
-      while target.exists():
-        target = target.with_name(target.name + '_')
-      (folder / name).rename(target)
-
-  processes.on_main(move)
-  return state, pending, [f'the checkpoint of step {name} is damaged ({reason}); it is in'
-                          f' {workdir / "damaged"} now' for name, reason in damaged]
+    damaged.append((step, reason))
+  return state, pending, damaged
 
 
 def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
@@ -162,14 +187,28 @@ def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
     with _told_as_os_error():
       ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
     return frozen
+  return read_frozen(workdir, frozen)
+
+
+def read_frozen(workdir: epath.Path, like: Any) -> Any:
+  """Reads the frozen half of the parameters, which must be there.
+
+  Args:
+    workdir: the run's.
+    like: a tree of the same structure, shapes and dtypes; jax.ShapeDtypeStruct will do as leaves.
+
+  Raises:
+    UserError: as `keep_frozen`.
+  """
+  path = workdir / 'frozen'
   remedy = f'Move {path} away: it is written anew from the config.'
   try:
     metadata, shapes = _metadata(path)
   except Exception as error:
     raise UserError(f'{path} is damaged ({_first_line(error)}). {remedy}') from error
-  _require_equal(shapes, _shapes(frozen), path)
+  _require_equal(shapes, _shapes(like), path)
   try:
-    values = ocp.load(path, _abstract(frozen))
+    values = ocp.load(path, _abstract(like))
     written = metadata.custom_metadata['sha256']
     changed = [name for name, digest in _digests(values).items() if written.get(name) != digest]
   except Exception as error:

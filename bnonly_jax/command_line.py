@@ -65,7 +65,9 @@ def keep_freed_memory() -> None:
 def keep_compiled_programs() -> None:
   """Lets JAX keep what it compiles in a folder of the user's, unless the environment names one."""
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(cache, 'bnonly_jax'))
+  folder = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(cache, 'bnonly_jax'))
+  if 'jax' in sys.modules:  # it has read the environment already
+    sys.modules['jax'].config.update('jax_compilation_cache_dir', folder)
 
 
 def peers() -> bool:
@@ -87,20 +89,21 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     defaults: returns a config with the fields that --config has.
   """
   def parse(arguments):
-    config = flags.FLAGS['config']
+    has_config = 'config' in flags.FLAGS
     try:
       rest = flags.FLAGS(arguments)
-      if config.value is not None:
-        config.value.lock()  # a file that could not be read shows itself here
+      if has_config and flags.FLAGS['config'].value is not None:
+        flags.FLAGS['config'].value.lock()  # a file that could not be read shows itself here
     except Exception as error:  # a config file and ml_collections raise whatever they like
       text = str(error) if isinstance(error, flags.Error) else f'{type(error).__name__}: {error}'
       text = text.rpartition('UserError: ')[2]  # a config file's own, of whatever is around it
-      explained = explain_flags(arguments, defaults())
+      explained = has_config and explain_flags(arguments, defaults())
       sys.exit(f'error: {explained or text.strip().splitlines()[-1].strip()}')
     if topics and rest[1:2] not in [[topic] for topic in topics]:
       sys.exit(f'error: the first word is to be one of: {", ".join(topics)}. Try --help.')
     if rest[1 + bool(topics):]:
-      sys.exit(f'error: {rest[-1]!r} is no flag. Write --config.FIELD=VALUE, with the dashes, with'
+      flag = '--config.FIELD' if has_config else '--FLAG'
+      sys.exit(f'error: {rest[-1]!r} is no flag. Write {flag}=VALUE, with the dashes, with'
                ' the equals sign, and in quotes if there are blanks in it.')
     if missing():
       sys.exit(f'error: {missing()}')

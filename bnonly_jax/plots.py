@@ -1,7 +1,8 @@
-"""The plots of one run."""
+"""The plots of one run, and what all plots share."""
 
 import io
 import textwrap
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -59,6 +60,84 @@ def gamma_histogram(workdir: epath.Path, start: np.ndarray, end: np.ndarray,
   axes.grid(alpha=0.3)
   axes.legend()
   _save(figure, workdir / 'gamma.png')
+
+
+def gamma_beta_by_layer(analysis: dict[str, Any], path: epath.Path, title: str) -> None:
+  """Draws the quantiles of gamma and of beta, layer by layer, of an analysis.json."""
+  names = [row['layer'] for row in analysis['gamma']['layers']]
+  figure, panels = pyplot().subplots(2, 1, figsize=(_width(names), 7.5), sharex=True,
+                                     layout='constrained')
+  for axes, group in zip(panels, ('gamma', 'beta'), strict=True):
+    rows = analysis[group]['layers']
+    column = lambda q, rows=rows: [row[f'q{q}'] for row in rows]
+    x = range(len(rows))
+    for low, high, alpha in ((5, 95, 0.25), (25, 75, 0.5)):
+      axes.fill_between(x, column(low), column(high), color=BLUE, alpha=alpha, linewidth=0,
+                        label=f'{low} to {high} %')
+    axes.plot(x, column(50), color='black', linewidth=1.5, label='median')
+    for q, label in ((0, 'smallest and largest'), (100, None)):
+      axes.plot(x, column(q), color=ORANGE, linewidth=1, label=label)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_ylabel(f"{group} of a layer's features")
+    axes.grid(alpha=0.3)
+  _layer_axis(panels[1], names)
+  figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4,
+                fontsize='small')
+  panels[0].set_title(title)
+  _save(figure, path)
+
+
+def small_gammas(analysis: dict[str, Any], path: epath.Path, title: str) -> None:
+  """Draws gamma's histogram, and the accuracy without the small ones, of an analysis.json."""
+  figure, (left, right) = pyplot().subplots(1, 2, figsize=(10, 4.2), layout='constrained')
+  gamma, rows = analysis['gamma'], analysis['thresholds']
+  largest = rows[-1]['threshold']
+  left.stairs(gamma['all']['histogram'], gamma['bins'], fill=True, color=BLUE)
+  left.axvspan(-largest, largest, color=ORANGE, alpha=0.3, linewidth=0,
+               label=f'abs(gamma) below {largest:g}')
+  left.set(xlabel='gamma', ylabel='number of features')
+  left.legend(fontsize='small')
+  labels = ['as trained', *(f'< {row["threshold"]:g}\n'
+                            f'({row["gammas_zeroed"] / gamma["all"]["count"]:.1%} of all)'
+                            for row in rows[1:])]
+  bars = right.bar(labels, [row['test_accuracy'] for row in rows],
+                   color=[GREY] + [BLUE] * (len(rows) - 1))
+  right.bar_label(bars, fmt='%.3f', fontsize='small')
+  right.set(xlabel='gammas set to zero, by abs(gamma)', ylabel='test accuracy', ylim=(0, 1.05))
+  figure.suptitle(textwrap.fill(title, 100), fontsize='medium')
+  _write(figure, path)
+
+
+def relus(analysis: dict[str, Any], path: epath.Path, title: str) -> None:
+  """Draws which share of each layer's ReLUs never fires, of an analysis.json."""
+  rows = analysis['relus']['layers']
+  names = [row['layer'] for row in rows]
+  figure, axes = pyplot().subplots(figsize=(_width(names), 5), layout='constrained')
+  bottom = np.zeros(len(rows))
+  silent, effective = (np.array([row[key] for row in rows])
+                       for key in ('silent_share', 'effective_share'))
+  for values, label, colour in ((effective, 'effective', BLUE),
+                                (1 - silent - effective, 'fires, but its gamma is small', GREY),
+                                (silent, 'never fires', ORANGE)):
+    axes.bar(range(len(rows)), values, 0.85, bottom, color=colour, label=label)
+    bottom += values
+  axes.set(ylabel="share of a layer's ReLUs, test set", ylim=(0, 1), title=title)
+  _layer_axis(axes, names)
+  figure.legend(loc='outside lower center', ncols=3, fontsize='small')
+  _save(figure, path)
+
+
+def _layer_axis(axes, names):
+  """Names the layers below the axes: all of them, or where there are many the stages' first."""
+  stages = [name.split('/')[0] for name in names]
+  places = [i for i, stage in enumerate(stages)
+            if len(names) <= 50 or i == 0 or stage != stages[i - 1]]
+  axes.set_xticks(places, [names[i] for i in places], rotation=90, fontsize='x-small')
+  axes.set(xlim=(-0.6, len(names) - 0.4), xlabel='layer, from the images to the output')
+
+
+def _width(names):
+  return min(14, max(6.5, 0.22 * len(names)))
 
 
 def image_sheet(path: epath.Path, images: list[np.ndarray], names: list[str],

@@ -155,3 +155,24 @@ def eval_step(network: nn.Module,
                          'count': jnp.sum(weight)}, AXIS)
 
   return _pmap(step, donate=())
+
+
+def firing_step(network: nn.Module,
+                normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+  """Compiles the step that says which ReLUs fire, with the network as in evaluation.
+
+  Returns:
+    A function that takes what the evaluation step takes -> a tree with a leaf bool [C] or, for a
+    stack of blocks, [blocks, C] for each norm that ends in ReLUs: whether any position of any image
+    in the batch whose weight is not 0 has an output above 0.
+  """
+  def step(state, frozen, data, weighted):
+    batch, weight = weighted
+    variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
+    _, told = network.apply(variables, normalise(_look_up(data, batch).images),
+                            mutable=['intermediates'])
+    fired = jax.tree.map(lambda images: jnp.any(images & (weight != 0)[:, None], -2),
+                         told['intermediates'])
+    return jax.tree.map(lambda any_here: jax.lax.psum(any_here.astype(jnp.int32), AXIS) > 0, fired)
+
+  return _pmap(step, donate=())

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from etils import epath
+import ml_collections
 
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
@@ -86,6 +87,30 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
                     f' What may differ is epochs (upwards) and {", ".join(FREE)}.')
   result = read_json(workdir / 'result.json') if (workdir / 'result.json').exists() else None
   return result if result and (result['diverged'] or there['epochs'] == facts['epochs']) else None
+
+
+def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+  """Returns the config of the run that a folder holds, and the facts as `check` has them.
+
+  Raises:
+    UserError: the folder holds no run.
+  """
+  allowed = ('allowed is the folder of a run, finished or not. Give the --workdir that'
+             ' bnonly_jax.main was given.')
+  if not workdir.is_dir():
+    raise UserError(f'--workdir={workdir}: there is no such folder; {allowed}')
+  if not (workdir / 'config.json').exists():
+    raise UserError(f'--workdir={workdir} holds no config.json; {allowed}')
+  config = default_config()
+  try:
+    facts = {**flat(config), **read_json(workdir / 'config.json')}
+    if 'data.version' not in facts:
+      raise ValueError('data.version is missing')
+    config.update_from_flattened_dict({name: facts[name] for name in flat(config)})
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error});'
+                    f' {allowed}') from error
+  return config, facts
 
 
 def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """What the networks are made of: convolution, output layer, residual blocks, stages of blocks."""
 
 from collections.abc import Callable
+from collections.abc import Collection
+import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -87,6 +90,39 @@ def is_stacked(name: str) -> bool:
   return '_stack/' in name
 
 
+def unstack(named: dict[str, Any]) -> dict[str, Any]:
+  """Takes stacks of equal blocks apart and puts layers in the network's order.
+
+  Blocks of a stage count from 1: of 'stage2_first/norm1/scale' [C] and 'stage2_stack/norm1/scale'
+  [2, C] become 'stage2/block1/norm1/scale' to 'stage2/block3/norm1/scale', each [C]. Of the layers
+  of a block, the shortcut's come last. Other names stay.
+
+  Args:
+    named: arrays by name, as `masks.flatten` has a network's variables.
+  """
+  unstacked = {}
+  for name, value in named.items():
+    stage_name, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack)/)?(.+)', name).groups()
+    if place == 'stack':
+      first = 2 if any(other.startswith(f'{stage_name}_first/') for other in named) else 1
+      for i, block_value in enumerate(value, first):
+        unstacked[f'{stage_name}/block{i}/{rest}'] = block_value
+    else:
+      unstacked[f'{stage_name}/block1/{rest}' if place else name] = value
+
+  def order(name):  # numbers by their size, and the stem before the stages
+    return not name.startswith('stem'), [int(part) if part.isdigit() else part
+                                         for part in re.split(r'(\d+)', name)]
+
+  return {name: unstacked[name] for name in sorted(unstacked, key=order)}
+
+
+def adds_residual(name: str, names: Collection[str]) -> bool:
+  """Whether a norm, by its unstacked name among all of them, adds its block's residual."""
+  block, _, number = name.rpartition('norm')
+  return '/' in name and f'{block}norm{int(number) + 1}' not in names
+
+
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, norm: Norm,
           stride: int, remat: bool = False) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
@@ -102,7 +138,7 @@ def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features
     x, _ = block(features, norm, stride, name=f'{name}_first')(x)
     blocks -= 1
   if blocks:
-    stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0},
+    stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
                       split_rngs={'params': True}, length=blocks)
     x, _ = stacked(features, norm, name=f'{name}_stack')(x, None)
   return x

@@ -1,4 +1,9 @@
-"""Norms, each with the addition and the ReLU that follow it; BatchNorm saves only its own input."""
+"""Norms, each with the addition and the ReLU that follow it; BatchNorm saves only its own input.
+
+The ReLUs here are all that the networks have. `network.apply(..., mutable=['intermediates'])` gives
+besides the logits which of them fire: 'fired' of each norm that ends in one, bool [N, C], whether
+the output is above 0 anywhere in the image. Stacks of blocks have them stacked on the first axis.
+"""
 
 from collections.abc import Callable
 import functools
@@ -52,7 +57,7 @@ class BatchNorm(nn.Module):
     if not self.train:
       inverse = lax.rsqrt(running_var.value + EPSILON)
       z = _normalise(wide(y), running_mean.value, inverse, scale, bias)
-      return _finish(z, residual, relu).astype(y.dtype)
+      return _watched(self, _finish(z, residual, relu).astype(y.dtype), relu)
     out, mean, var = batch_norm(y, scale, bias, residual, relu, self.axis_name)
     if not self.is_initializing():
       devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
@@ -60,7 +65,7 @@ class BatchNorm(nn.Module):
       unbiased = var * (count / max(count - 1, 1))
       running_mean.value = KEEP * running_mean.value + (1 - KEEP) * mean
       running_var.value = KEEP * running_var.value + (1 - KEEP) * unbiased
-    return out
+    return _watched(self, out, relu)
 
 
 class GroupNorm(nn.Module):
@@ -80,7 +85,8 @@ class GroupNorm(nn.Module):
     mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
     var = jnp.mean(jnp.square(grouped - mean), (1, 2, 4), keepdims=True)
     normalised = ((grouped - mean) * lax.rsqrt(var + EPSILON)).reshape(y.shape)
-    return _finish(normalised * scale + bias, residual, relu).astype(y.dtype)
+    out = _finish(normalised * scale + bias, residual, relu).astype(y.dtype)
+    return _watched(self, out, relu)
 
 
 class NoNorm(nn.Module):
@@ -88,7 +94,15 @@ class NoNorm(nn.Module):
 
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
                relu: bool = True) -> jax.Array:
-    return _finish(y, residual, relu)
+    return _watched(self, _finish(y, residual, relu), relu)
+
+
+def _watched(module, out, relu):
+  """Returns `out`; to who asks for 'intermediates' it tells which ReLUs fire: bool [N, C]."""
+  # Asked first, so that nothing of it is in a step that is to be compiled without.
+  if relu and module.is_mutable_collection('intermediates'):
+    module.sow('intermediates', 'fired', jnp.any(out > 0, (1, 2)))
+  return out
 
 
 def wide(x: jax.Array) -> jax.Array:
