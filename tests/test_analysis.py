@@ -348,7 +348,7 @@ def test_the_analysis_is_written_whole(result):
   for row in found['thresholds'][1:]:
     assert row['gammas_zeroed'] / 560 == found['gamma']['all'][f'below_{row["threshold"]}']
   assert found['relus']['all']['relus'] == 464
-  for name in ('layers', 'small_gammas', 'relus'):
+  for name in ('gamma_beta_by_layer', 'small_gammas', 'relus'):
     assert (folder / f'analysis_{name}.png').read_bytes().startswith(b'\x89PNG')
 
 
