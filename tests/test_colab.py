@@ -18,6 +18,7 @@ def test_no_output_is_kept():
 def test_it_runs(data_dir, tmp_path, monkeypatch):
   monkeypatch.setenv('TFDS_DATA_DIR', str(data_dir))
   monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setenv('PYTHONPATH', str(ROOT))
   shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
   notebook = nbformat.read(NOTEBOOK, 4)
   settings = notebook.cells[1]
@@ -28,7 +29,7 @@ def test_it_runs(data_dir, tmp_path, monkeypatch):
                           resources={'metadata': {'path': str(tmp_path)}}).execute()
   said = [''.join(output.get('text', '') for output in cell.get('outputs', ()))
           for cell in notebook.cells]
-  assert 'test accuracy' in said[5] and '672 of 75,' in said[5]
+  assert 'test accuracy' in said[5] and '672 of 77,754' in said[5]
   assert any('image/png' in output.get('data', {}) for output in notebook.cells[5].outputs)
   assert '|gamma| < 0.05' in said[7] and 'ReLUs never fire' in said[7]
   assert 'left out' in said[9]
