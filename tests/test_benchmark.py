@@ -1,15 +1,23 @@
+import contextlib
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 from conftest import data_config
 from PIL import Image
 import pytest
 
+from bnonly_jax.benchmark import against_torch
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark import data as benchmark_data
 from bnonly_jax.benchmark import scale
 from bnonly_jax.benchmark import step
+from bnonly_jax.benchmark import table
 from bnonly_jax.benchmark.peaks import Peak
 from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
 
 
 def test_the_rates_of_a_data_set(data_dir):
@@ -86,3 +94,72 @@ def test_remat_and_bfloat16_save_memory():
     return step.costs(config, lower())['temporary']
 
   assert temporary(remat='block') < 0.8 * temporary()
+
+
+def test_the_step_beside_pytorchs(tmp_path):
+  pytest.importorskip('torch')
+  done = subprocess.run(
+      [sys.executable, '-m', 'bnonly_jax.benchmark', 'step', '--config=configs/cifar10.py:resnet8',
+       '--config.batch_size=8', '--against=torch', f'--out={tmp_path}/row.json'],
+      cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True, check=False,
+      env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  result = json.loads((tmp_path / 'row.json').read_text())
+  ours, theirs = result['selections']['batchnorm'], result['torch']
+  assert theirs['mode'] == 'eager' and theirs['threads'] > 0 and not theirs['errors']
+  assert theirs['precision_of_both'] == 'float32'
+  assert theirs['images_per_second'] == pytest.approx(8 / theirs['step_seconds'])
+  assert result['ratio']['step_seconds'] == ours['step_seconds'] / theirs['step_seconds']
+  assert f'PyTorch {theirs["version"]}' in done.stdout and 'mallopt' in done.stdout
+
+
+@pytest.mark.parametrize('fields, torch, message', [
+    ({'train': 'output'}, True, "config.train is 'output'; allowed is batchnorm or all with"),
+    ({'norm': 'group'}, True, "config.norm is 'group'; allowed is batch with --against=torch"),
+    ({}, False, "Install it with pip install -e '.\\[torch\\]'"),
+    ({}, True, 'JAX has 4 cpu device.*compares one CPU or one GPU. Set')])
+def test_what_cannot_stand_beside_pytorch_is_told(monkeypatch, fields, torch, message):
+  monkeypatch.setattr(against_torch.importlib.util, 'find_spec', lambda name: torch or None)
+  config = default_config()
+  config.update(fields)
+  with pytest.raises(UserError, match=message):
+    step.measure(config, 'torch')
+
+
+def test_a_failing_torch_compile_is_reported_and_failing_pytorch_is_an_error(monkeypatch):
+  fails = 'import sys; sys.exit("RuntimeError: no kernel")'
+  code = {'': 'print("{}", flush=True); input()', 'default': fails, 'reduce-overhead': 'input()'}
+  popen = subprocess.Popen
+  monkeypatch.setattr(against_torch.subprocess, 'Popen', lambda command, **how: popen(
+      [sys.executable, '-c', code[json.loads(command[-1])['compile']]], **how))
+  with contextlib.ExitStack() as opened:
+    peers = {mode: against_torch.Peer({}, against_torch.MODES[mode], opened)
+             for mode in against_torch.MODES}
+    errors = against_torch.wait_for_all(peers, 2)
+    assert list(peers) == ['eager'] and errors == {
+        'compiled': 'RuntimeError: no kernel',
+        'compiled, CUDA graphs': 'torch.compile took longer than --compile_limit'}
+    with pytest.raises(UserError, match='PyTorch failed: RuntimeError: no kernel'):
+      against_torch.wait_for_all({'eager': against_torch.Peer({}, 'default', opened)}, 1)
+
+
+def test_the_table_has_a_line_for_each_file(tmp_path):
+  row = {'step_seconds': 0.002, 'images_per_second': 64_000.0, 'peak': 5e6}
+  whole = {'device': 'H', 'jax': '1', 'network': 'cifar_resnet14', 'batch': 128,
+           'compute_dtype': 'float32'}
+  (tmp_path / 'a.json').write_text(json.dumps({
+      **whole, 'selections': {'batchnorm': row, 'all': {**row, 'step_seconds': 0.004}},
+      'ratio': {'step_seconds': 0.5}}))
+  (tmp_path / 'b.json').write_text(json.dumps({
+      **whole, 'selections': {'batchnorm': row}, 'ratio': {'step_seconds': 2.0}, 'torch': {
+          **row, 'step_seconds': 0.001, 'mode': 'compiled', 'version': '2', 'allocators': 'own',
+          'precision_of_both': 'tf32', 'errors': {'compiled, CUDA graphs': 'no'}}}))
+  (tmp_path / 'other.json').write_text('{}')
+  text = table.markdown(str(tmp_path))
+  assert ('| a | cifar_resnet14 | 128 | float32 | batchnorm | 2.00 | 64,000 | 5 |  | all | 4.00 | 5'
+          ' | 0.50 |') in text
+  assert ('| b | cifar_resnet14 | 128 | tf32 | batchnorm | 2.00 | 64,000 | 5 |  | PyTorch, compiled'
+          ' | 1.00 | 5 | 2.00 |') in text
+  assert '- b: PyTorch, compiled, CUDA graphs: no' in text and 'other' not in text
+  with pytest.raises(UserError, match='a folder without figures'):
+    table.markdown('')

@@ -1,5 +1,6 @@
 """The launch scripts, run against stand-ins that record how they are called."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -149,3 +150,63 @@ def test_slurm_runs_one_task_a_node_and_queues_again_after_a_signal(stubs, code,
 def test_without_arguments_they_say_what_they_want(stubs, script, environment):
   done, calls = run(stubs, script, **environment)
   assert done.returncode == 2 and done.stderr.startswith('error: ') and not calls
+
+
+# Answers for `benchmark step` with a file of figures, and fails for one network; all else is real.
+BENCHMARK_STUB = f'''#!/bin/bash
+echo "$*" >> "$STUBS/calls"
+if [[ "$*" == *bnonly_jax.main* ]]; then
+  mkdir -p "$STUBS/out/trace"
+  echo 1 > "$STUBS/out/trace/result.json"
+  exit
+fi
+if [[ "$*" != *"benchmark step"* ]]; then exec {sys.executable} "$@"; fi
+if [[ "$*" == *resnet20* && ! -e $STUBS/mended ]]; then echo "error: no memory"; exit 1; fi
+for flag in "$@"; do
+  if [[ $flag == --out=* ]]; then cp "$STUBS/figures" "${{flag#--out=}}"; fi
+done
+'''
+
+
+def test_the_gpu_benchmark_goes_on_after_a_failure_and_does_only_what_is_missing(tmp_path):
+  (tmp_path / 'python').write_text(BENCHMARK_STUB)
+  (tmp_path / 'python').chmod(0o755)
+  row = {'step_seconds': 0.002, 'images_per_second': 64_000.0, 'peak': 5e6}
+  (tmp_path / 'figures').write_text(json.dumps({
+      'device': 'H', 'jax': '1', 'network': 'n', 'batch': 8, 'compute_dtype': 'float32',
+      'selections': {'batchnorm': row, 'all': row}, 'ratio': {'step_seconds': 1.0}}))
+
+  def measure():
+    (tmp_path / 'calls').write_text('')
+    done = subprocess.run(
+        [LAUNCH / 'benchmark_gpu.sh', tmp_path / 'out'], capture_output=True, text=True, timeout=60,
+        check=False, env={**os.environ, 'STUBS': str(tmp_path), 'PYTHON': str(tmp_path / 'python'),
+                          'NETWORKS': 'resnet20 resnet14', 'BATCH': '8', 'IMAGENET': ''})
+    calls = (tmp_path / 'calls').read_text().splitlines()
+    return done, [call for call in calls if 'benchmark step' in call or 'main' in call]
+
+  done, calls = measure()
+  against = 1 + (importlib.util.find_spec('torch') is not None)
+  assert done.returncode == 1, done.stderr
+  # Two networks in two precisions, the one in a big batch too; and the trace.
+  assert len(calls) == 6 * against + 1 and '--profile' in calls[-1]
+  summary = (tmp_path / 'out/summary.md').read_text()
+  assert '- resnet20_b8_float32_all: error: no memory' in summary
+  assert summary.count('| n |') == 4 * against and '| resnet14_b1024_bfloat16_all | n |' in summary
+  assert ('PyTorch is not installed: its rows are left out' in summary) == (against == 1)
+  (tmp_path / 'mended').touch()
+  done, calls = measure()
+  assert done.returncode == 0 and len(calls) == 2 * against
+  assert all('resnet20' in call for call in calls)
+  assert 'resnet14_b8_float32_all: there' in done.stdout
+  assert 'no memory' not in (tmp_path / 'out/summary.md').read_text()
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
+  done = subprocess.run(
+      [LAUNCH / 'benchmark_gpu.sh', tmp_path], capture_output=True, text=True, check=False,
+      env={**os.environ, 'XLA_FLAGS': '', 'PYTHON': sys.executable, 'NETWORKS': 'resnet8',
+           'DTYPES': 'float32', 'BATCH': '8', 'IMAGENET': ''})
+  assert done.returncode == 0, done.stdout
+  assert list((tmp_path / 'trace/profile').rglob('perfetto_trace.json.gz'))

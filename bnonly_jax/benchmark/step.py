@@ -1,5 +1,6 @@
-"""`benchmark step`: what a training step costs, for a selection and for another beside it."""
+"""`benchmark step`: what a training step costs, beside another selection's or PyTorch's."""
 
+import contextlib
 import re
 import time
 from typing import Any
@@ -9,8 +10,10 @@ import ml_collections
 
 from bnonly_jax import describe
 from bnonly_jax import metrics
+from bnonly_jax.benchmark import against_torch
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark.peaks import PEAKS
+from bnonly_jax.config import UserError
 
 
 def first_step(config: ml_collections.ConfigDict) -> float:
@@ -43,58 +46,134 @@ def costs(config: ml_collections.ConfigDict, lowered: jax.stages.Lowered) -> dic
       'accessed': (compiled.cost_analysis() or {}).get('bytes accessed', 0.0)}
 
 
-def measure(config: ml_collections.ConfigDict, against: str = 'all') -> dict[str, Any]:
+def measure(config: ml_collections.ConfigDict, against: str = 'all',
+            compile_limit: float = 0) -> dict[str, Any]:
   """Measures the step of a config, and of the same with `against` trained, in turn.
 
   Args:
     config: of the run; a data set that is not prepared counts as CIFAR-10's or ImageNet's size.
-    against: another selection, or '' for none.
+    against: another selection, 'torch' for PyTorch's step of the same selection, or '' for none.
+    compile_limit: seconds that torch.compile may take.
 
   Returns:
-    `device`, `devices`, `batch`, and for each selection what `costs` gives and `step_seconds`
-    (the median of seven), `images_per_second`, `start_seconds` (from the start of a new process to
-    the end of its first step) and `compile_seconds` (tracing included); `ratio` of the first to
-    the second; on a device in PEAKS also `share_of_flops` and `share_of_memory` of what it can do.
+    `device`, `devices`, `jax`, `network`, `batch`, `compute_dtype`, and in `selections` for each
+    what `costs` gives and `step_seconds` (the median of seven), `images_per_second` and, on a
+    device in PEAKS, `share_of_flops` and `share_of_memory` of what it can do. Against another
+    selection also `start_seconds` (from the start of a new process to the end of its first step)
+    and `compile_seconds` (tracing included). Against PyTorch what `_torch_row` gives as `torch`.
+    `ratio` is of the first to the second.
   """
-  selections = list(dict.fromkeys(s for s in (config.train, against) if s))
-  built, result = {}, {}
-  for selection in selections:
-    config = ml_collections.ConfigDict(config.to_dict())
-    config.train = selection
-    lower, built[selection] = common.training_step(config)
-    result[selection] = costs(config, lower())
-  seconds = common.interleaved_seconds(list(built.values()))
+  torch = against == 'torch'
+  selections = list(dict.fromkeys(s for s in (config.train, '' if torch else against) if s))
+  with contextlib.ExitStack() as opened:
+    peers = against_torch.start(config, compile_limit, opened) if torch else {}
+    built, result = {}, {}
+    for selection in selections:
+      config = ml_collections.ConfigDict(config.to_dict())
+      config.train = selection
+      lower, built[selection] = common.training_step(config)
+      result[selection] = costs(config, lower())
+    if torch:
+      errors = against_torch.wait_for_all(peers, compile_limit)
+      seconds, number = _steps_in_turn(built[config.train], peers)
+    else:
+      seconds = common.interleaved_seconds(list(built.values()))
   kind, devices = jax.devices()[0].device_kind, jax.local_device_count()
-  for selection, step_seconds in zip(selections, seconds, strict=True):
+  for selection, step_seconds in zip(selections, seconds, strict=False):
     config.train = selection
-    start_seconds, first = common.child(first_step, config)
     row = result[selection]
-    row.update(step_seconds=step_seconds, images_per_second=config.batch_size / step_seconds,
-               start_seconds=start_seconds, compile_seconds=first - step_seconds)
+    row.update(step_seconds=step_seconds, images_per_second=config.batch_size / step_seconds)
+    if not torch:
+      start_seconds, first = common.child(first_step, config)
+      row.update(start_seconds=start_seconds, compile_seconds=first - step_seconds)
     if kind in PEAKS:
       row['share_of_flops'] = row['flops'] / devices / step_seconds / PEAKS[kind].flops
       row['share_of_memory'] = row['accessed'] / step_seconds / PEAKS[kind].memory
-  whole = {'device': kind, 'devices': devices, 'batch': config.batch_size,
-           'network': config.network, 'selections': result}
-  if len(selections) == 2:
-    first, second = result.values()
-    whole['ratio'] = {name: first[name] / second[name] for name in first if second[name]}
+  whole = {'device': kind, 'devices': devices, 'jax': jax.__version__, 'network': config.network,
+           'batch': config.batch_size, 'compute_dtype': config.compute_dtype, 'selections': result}
+  if torch:
+    whole.update(steps_a_measurement=number, torch=_torch_row(config, peers, seconds[1:], errors))
+  rows = _rows(whole)
+  if len(rows) == 2:
+    first, second = rows.values()
+    whole['ratio'] = {name: first[name] / second[name] for name in first if second.get(name)}
   _print(whole)
   return whole
+
+
+def _steps_in_turn(ours, peers):
+  """The median seconds of our step and of each peer's, and how many steps were timed together.
+
+  They are so many that the way of a request to another process does not count.
+  """
+  def repeat(number):
+    for _ in range(number):
+      ours()
+
+  calls = [repeat, *peers.values()]
+  try:
+    first = []
+    for call in calls:
+      call(1)  # ours compiles
+      start = time.perf_counter()
+      call(1)
+      first.append(time.perf_counter() - start)
+    number = max(1, round(0.2 / min(first)))
+    seconds = common.interleaved_seconds([lambda call=call: call(number) for call in calls])
+  except against_torch.Failed as error:
+    raise UserError(f'--against=torch: PyTorch failed: {error}. Try a smaller --config.batch_size,'
+                    ' or --compile_limit=0.') from error
+  return [s / number for s in seconds], number
+
+
+def _torch_row(config, peers, seconds, errors):
+  """What there is to say of PyTorch: of its fastest mode, and the step seconds of all.
+
+  `threads` are those of a CPU, `peak` the most bytes that PyTorch held on a GPU.
+  """
+  by_mode = dict(zip(peers, seconds, strict=True))
+  mode = min(by_mode, key=by_mode.get)
+  said = peers[mode].answer
+  gpu = said['peak'] is not None
+  return {'mode': mode, 'step_seconds': by_mode[mode],
+          'images_per_second': config.batch_size / by_mode[mode],
+          **({'peak': said['peak']} if gpu else {'threads': said['threads']}),
+          'version': said['version'], 'step_seconds_by_mode': by_mode, 'errors': errors,
+          'precision_of_both': against_torch.precision(config),
+          'allocators': (
+              'JAX takes GPU memory as it needs it (XLA_PYTHON_CLIENT_PREALLOCATE=false), PyTorch'
+              ' by its caching allocator' if gpu else
+              'glibc keeps freed memory in both (mallopt, command_line.keep_freed_memory);'
+              " PyTorch's threads wait as by OMP_WAIT_POLICY="
+              f'{said["omp_wait_policy"]}')}
+
+
+def _rows(whole):
+  return {**whole['selections'], **({'torch': whole['torch']} if 'torch' in whole else {})}
 
 
 def _print(whole):
   units = {'step_seconds': ('ms', 1e3), 'start_seconds': ('s', 1), 'compile_seconds': ('s', 1),
            'temporary': ('MB', 1e-6), 'arguments': ('MB', 1e-6), 'peak': ('MB', 1e-6),
            'accessed': ('MB', 1e-6), 'flops': ('GFLOP', 1e-9), 'all_reduced': ('kB', 1e-3)}
-  selections = whole['selections']
+  rows = _rows(whole)
   print(f'{whole["network"]}, batch {whole["batch"]}, {whole["devices"]} {whole["device"]}'
         ' device(s)')
   lines = []
-  for name in next(iter(selections.values())):
+  for name in next(iter(rows.values())):
     unit, factor = units.get(name, ('', 1))
     ratio = whole.get('ratio', {}).get(name)
     lines.append((f'{name.replace("_", " ")} {unit}'.strip(),
-                  *(f'{row[name] * factor:,.4g}' for row in selections.values()),
+                  *(f'{row[name] * factor:,.4g}' if name in row else '' for row in rows.values()),
                   *([f'{ratio:.2f}' if ratio else ''] if 'ratio' in whole else [])))
-  metrics.print_columns(('', *selections, *(['ratio'] if 'ratio' in whole else [])), lines)
+  metrics.print_columns(('', *rows, *(['ratio'] if 'ratio' in whole else [])), lines)
+  if 'torch' in whole:
+    row = whole['torch']
+    print(f'PyTorch {row["version"]}, channels_last, '
+          + ', '.join(f'{mode} {1e3 * seconds:,.4g} ms'
+                      for mode, seconds in row['step_seconds_by_mode'].items())
+          + (f', {row["threads"]} threads' if 'threads' in row else '')
+          + f'; both: {row["precision_of_both"]}; medians of {common.REPEATS} times'
+          f' {whole["steps_a_measurement"]} step(s)\nmemory: {row["allocators"]}')
+    for mode, error in row['errors'].items():
+      print(f'PyTorch, {mode}: failed: {error}')

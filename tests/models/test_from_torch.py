@@ -17,32 +17,28 @@ from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.models import from_torch
 
-NETWORKS = {
-    'cifar_resnet14': ('CifarResNet', (14,), 16),
-    'cifar_resnet8x2': ('CifarResNet', (8, 32), 16),
-    'imagenet_resnet18': ('ImageNetResNet', ((2, 2, 2, 2), 'ImageNetBasic'), 64),
-    'imagenet_resnet50': ('ImageNetResNet', ((3, 4, 6, 3), 'Bottleneck'), 64),
-    'cifar_vgg11': ('CifarVGG', ((1, 1, 2, 2, 2),), 32),
-    'cifar_vgg16': ('CifarVGG', ((2, 2, 3, 3, 3),), 32),
-}
+# With the side of the images.
+NETWORKS = {'cifar_resnet14': 16, 'cifar_resnet8x2': 16, 'imagenet_resnet18': 64,
+            'imagenet_resnet50': 64, 'cifar_vgg11': 32, 'cifar_vgg16': 32}
 
 
 def build(name):
   """Returns the pair of networks in double precision, our variables, images and labels."""
   torch = pytest.importorskip('torch')
-  import torch_nets
-  class_name, arguments, size = NETWORKS[name]
+  from bnonly_jax.benchmark import against_torch
+  from bnonly_jax.benchmark import torch_nets
+  size, classes = NETWORKS[name], 1000 if name.startswith('imagenet') else 10
+  ours = models.create(name, classes)
   torch.manual_seed(0)
-  arguments = [getattr(torch_nets, a) if isinstance(a, str) else a for a in arguments]
-  theirs = getattr(torch_nets, class_name)(*arguments)
+  class_name, arguments = against_torch.sizes(ours)
+  theirs = getattr(torch_nets, class_name)(*arguments, 3, classes)
   for module in theirs.modules():
     if isinstance(module, torch.nn.BatchNorm2d):
       torch.nn.init.uniform_(module.weight)
       torch.nn.init.normal_(module.bias)
       torch.nn.init.normal_(module.running_mean)
       torch.nn.init.uniform_(module.running_var, 0.5, 2)
-  theirs, classes = theirs.double(), theirs.fc.out_features
-  ours = models.create(name, classes)
+  theirs = theirs.double()
   variables = from_torch.convert({k: v.numpy() for k, v in theirs.state_dict().items()}, ours,
                                  models.variable_shapes(ours, (size, size, 3)))
   variables = jax.tree.map(np.float64, variables)

@@ -1,4 +1,4 @@
-"""PyTorch modules with open_lth's and torchvision's names and shapes, to compare ours against."""
+"""Our networks in PyTorch, with open_lth's and torchvision's names and shapes: to compare with."""
 
 import torch
 from torch import nn
@@ -51,16 +51,17 @@ def add_shortcut(block, features_in, features, stride):
 
 class CifarResNet(nn.Module):
 
-  def __init__(self, depth, width=16):
+  def __init__(self, depth, width=16, channels=3, classes=10):
     super().__init__()
-    self.conv, self.bn = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+    self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+    self.bn = nn.BatchNorm2d(width)
     blocks, features_in = [], width
     for stage in range(3):
       for i in range((depth - 2) // 6):
         blocks.append(Basic(features_in, width * 2 ** stage, 2 if stage and not i else 1))
         features_in = width * 2 ** stage
     self.blocks = nn.Sequential(*blocks)
-    self.fc = nn.Linear(features_in, 10)
+    self.fc = nn.Linear(features_in, classes)
 
   def forward(self, x):
     return self.fc(self.blocks(F.relu(self.bn(self.conv(x)))).mean((2, 3)))
@@ -68,9 +69,11 @@ class CifarResNet(nn.Module):
 
 class ImageNetResNet(nn.Module):
 
-  def __init__(self, stages, block, width=64):
+  def __init__(self, stages, block, width=64, channels=3, classes=1000):
     super().__init__()
-    self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+    block = {'basic': ImageNetBasic, 'bottleneck': Bottleneck}[block]
+    self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+    self.bn1 = nn.BatchNorm2d(width)
     self.maxpool = nn.MaxPool2d(3, 2, 1)
     features_in = width
     for stage, number in enumerate(stages):
@@ -79,7 +82,7 @@ class ImageNetResNet(nn.Module):
         blocks.append(block(features_in, width * 2 ** stage, 2 if stage and not i else 1))
         features_in = block.expansion * width * 2 ** stage
       setattr(self, f'layer{stage + 1}', nn.Sequential(*blocks))
-    self.fc = nn.Linear(features_in, 1000)
+    self.fc = nn.Linear(features_in, classes)
 
   def forward(self, x):
     x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
@@ -99,16 +102,16 @@ class ConvModule(nn.Module):
 
 class CifarVGG(nn.Module):
 
-  def __init__(self, groups):
+  def __init__(self, groups, channels=3, classes=10):
     super().__init__()
-    layers, features_in = [], 3
+    layers, features_in = [], channels
     for i, number in enumerate(groups):
       layers += [nn.MaxPool2d(2, 2)] if i else []
       for _ in range(number):
         layers.append(ConvModule(features_in, min(64 * 2 ** i, 512)))
         features_in = min(64 * 2 ** i, 512)
     self.layers = nn.Sequential(*layers)
-    self.fc = nn.Linear(512, 10)
+    self.fc = nn.Linear(512, classes)
 
   def forward(self, x):
     return self.fc(torch.flatten(nn.AvgPool2d(2)(self.layers(x)), 1))
