@@ -137,10 +137,13 @@ class TrainLog:
     self._clock, self._timed = time.perf_counter(), 0
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of the step that brings the count to `step`."""
+    """Takes the metrics of the steps that bring the count to `step`: of one, or vectors of several.
+
+    Those of the steps before have been added.
+    """
     self._pending.append(metrics)
     self._step = step
-    self._timed += 1
+    self._timed += np.size(metrics['loss'])
     self._progress.update(self._task, completed=step, status=self._status(),
                           epoch=f'{step / self._steps_per_epoch:.1f}')
 
@@ -151,8 +154,9 @@ class TrainLog:
       Diverged: the loss of one is not finite.
     """
     # Also as floats of Python: JSON keeps their bits.
-    self._pending = [{name: float(value) for name, value in step.items()}
-                     for step in jax.device_get(self._pending)]
+    self._pending = [dict(zip(call, map(float, values), strict=True))
+                     for call in jax.device_get(self._pending)
+                     for values in zip(*map(np.ravel, call.values()), strict=True)]
     for i, step in enumerate(self._pending):
       if not math.isfinite(step['loss']):
         raise Diverged(self._step - len(self._pending) + i + 1)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -14,6 +15,7 @@ from etils import epath
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 
 from bnonly_jax import checkpoint
 from bnonly_jax import config as config_lib
@@ -69,6 +71,8 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   for field, choices in (('norm', models.NORMS), ('weight_start', models.WEIGHT_STARTS),
                          ('norm_start', models.NORM_STARTS)):
     require(field, ', '.join(choices), config[field] in choices)
+  require('steps_per_call', '1 where the data are streamed', config.steps_per_call == 1
+          or data.is_resident(config, info))
   network = models.create(config.network, info.classes, config.norm,
                           steps.AXIS if config.sync_batchnorm else None,
                           config.remat == 'block')
@@ -136,7 +140,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   if profile and workdir_lib.is_remote(workdir):
     raise UserError(f'--profile with --workdir={workdir}: traces are written to local folders only.'
                     ' Leave one of them out.')
-  profile = profile and processes.is_main()
   rows = [{**row._asdict(), 'trains': row.trains, 'share': row.parameters / masks.total(table)}
           for row in table]
   with contextlib.ExitStack() as lock:
@@ -190,8 +193,21 @@ def _run(config, workdir, planned, variables, table, profile):
   writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
   log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
                          start_step, pending)
-  batches = steps.feed(feed.train_batches(start_step), here)
   saved_at, saved_step, diverged_step = time.monotonic(), start_step, None
+
+  def due(step):  # more than the next training step, perhaps
+    return (step % steps_per_epoch % config.log_every == 0
+            or config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+            or profile and step - start_step in (PROFILED.start, PROFILED.stop))
+
+  def calls():
+    step, batches = start_step, feed.train_batches(start_step)
+    most = config.steps_per_call if steps.loops_pay() else 1
+    while step < total_steps:
+      number = 1 if any(map(due, range(step + 1, step + most))) else most
+      taken, replaced = zip(*itertools.islice(batches, number), strict=True)
+      yield step, number, np.stack(taken, -1) if number > 1 else taken[0], sum(replaced)
+      step += number
 
   def every(epochs, step):
     epoch, rest = divmod(step, steps_per_epoch)
@@ -236,34 +252,36 @@ def _run(config, workdir, planned, variables, table, profile):
       stop = opened.enter_context(signals.watch())
       checkpointer = opened.enter_context(checkpoint.open_checkpointer(
           workdir, config.checkpoint_keep, config.checkpoint_keep_every * steps_per_epoch))
-      for thing in (log, batches, *([writer] if writer else [])):
+      fed = steps.feed(calls(), here)
+      for thing in (log, fed, *([writer] if writer else [])):
         opened.enter_context(contextlib.closing(thing))
       if every(config.eval_every, start_step) and not processes.on_main(
           lambda: metrics.evaluated(workdir, start_step)):
         evaluate(start_step)
-      for step in range(start_step, total_steps):
-        if profile and step - start_step == PROFILED.start:
+      compiled, traced = set(), profile and processes.is_main()
+      for call, (step, number, batch, replaced) in enumerate(fed):
+        if traced and step - start_step == PROFILED.start:
           trace = opened.enter_context(contextlib.ExitStack())
           trace.enter_context(jax.profiler.trace(os.fspath(workdir / 'profile'),
                                                  create_perfetto_trace=True))
-        if profile and step - start_step == PROFILED.stop:
+        if traced and step - start_step == PROFILED.stop:
           jax.block_until_ready(state)
           trace.close()
-        batch, replaced = next(batches)
         state, step_metrics = train_step(state, frozen, train_set, batch)
         if log.due:
           log.flush()
         if config.data.bad_images == 'skip' and train_set is None:
           step_metrics['images_replaced'] = replaced
-        done = step + 1
+        done = step + number
         log.add(done, step_metrics)
-        if step == start_step:
+        if number not in compiled:
           jax.block_until_ready(step_metrics)  # the compiler's time is no training time
           log.restart_clock()
+          compiled.add(number)
           stop.training = True
         if done % steps_per_epoch == 0:
           log.flush()
-        stopping = stop.signal or processes.preempted(done)
+        stopping = stop.signal or processes.preempted(call)
         if stopping or save_due(done):
           save(done)
         if stopping:
