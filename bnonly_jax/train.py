@@ -71,8 +71,9 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   for field, choices in (('norm', models.NORMS), ('weight_start', models.WEIGHT_STARTS),
                          ('norm_start', models.NORM_STARTS)):
     require(field, ', '.join(choices), config[field] in choices)
-  require('steps_per_call', '1 where the data are streamed', config.steps_per_call == 1
-          or data.is_resident(config, info))
+  for field in ('replicates', 'steps_per_call'):
+    require(field, '1 where the data are streamed',
+            config[field] == 1 or data.is_resident(config, info))
   network = models.create(config.network, info.classes, config.norm,
                           steps.AXIS if config.sync_batchnorm else None,
                           config.remat == 'block')
@@ -90,16 +91,17 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info) -> data.Feed:
   return way.open_feed(config, info, jax.process_index(), jax.process_count())
 
 
-def draw_variables(config: ml_collections.ConfigDict, planned: Plan) -> dict[str, Any]:
-  """Returns the variables that a run starts from: drawn, or read from config.init_from.
+def draw_variables(config: ml_collections.ConfigDict, planned: Plan,
+                   replicate: int = 0) -> dict[str, Any]:
+  """Returns the variables that a replicate starts from: drawn, or read from config.init_from.
 
   Raises:
     UserError: config.init_from cannot be read or does not fit the network.
   """
   if config.init_from:
     return from_torch.convert(from_torch.read(config.init_from), planned.network, planned.shapes)
-  return models.initialise(planned.network, planned.info.image_shape, config.seed,
-                           config.weight_start, config.norm_start)
+  return models.initialise(planned.network, planned.info.image_shape,
+                           config.seed + replicate, config.weight_start, config.norm_start)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
@@ -131,12 +133,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     metrics.console.print(f'{workdir} holds this run, finished.')
     report(finished, workdir)
     return finished
-  variables = draw_variables(config, planned)
+  variables = [draw_variables(config, planned, i) for i in range(config.replicates)]
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
 
   # 2. The run becomes the workdir's, and says what trains.
-  table = masks.table(variables['params'], planned.mask)
+  table = masks.table(planned.shapes['params'], planned.mask)
   if profile and workdir_lib.is_remote(workdir):
     raise UserError(f'--profile with --workdir={workdir}: traces are written to local folders only.'
                     ' Leave one of them out.')
@@ -159,9 +161,11 @@ def _run(config, workdir, planned, variables, table, profile):
   """Trains in a workdir that is claimed; returns the result."""
   info, network, _, mask = planned
   devices, here = jax.device_count(), jax.local_device_count()
+  seeds = (f'seed {config.seed}' if config.replicates == 1 else
+           f'seeds {config.seed} to {config.seed + config.replicates - 1}')
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
-                        f' seed {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
+                        f' {seeds}, {devices} {jax.devices()[0].device_kind} device(s)')
   metrics.print_table(table)
 
   # 3. State, frozen half, data and steps.
@@ -170,8 +174,10 @@ def _run(config, workdir, planned, variables, table, profile):
   learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
                                      steps_per_epoch)
   tx = optimizer.create(config.optimizer, learning_rate, mask)
-  state, frozen = steps.create_state(variables, mask, tx)
-  start_gammas = figures.gammas(variables['params'])
+  state, frozen = steps.stack([
+      steps.create_state(start, masks.make_mask(config.train, start['params'], config.seed + i), tx)
+      for i, start in enumerate(variables)])
+  start_gammas = figures.gammas(*(start['params'] for start in variables))
   restored, pending, damage = checkpoint.restore(workdir, state)
   for line in damage:
     metrics.console.print(line)
@@ -185,14 +191,15 @@ def _run(config, workdir, planned, variables, table, profile):
   train_set, test_set = steps.place((feed.train_set, feed.test_set), here)
   normalise = augment.normaliser(config.data.mean, config.data.std, config.compute_dtype)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
-                                config.data.flip, normalise)
-  eval_step = steps.eval_step(network, normalise)
+                                config.data.flip, normalise, config.replicates)
+  eval_step = steps.eval_step(network, normalise, config.replicates)
   eval_batch_size = -(-config.eval_batch_size // devices) * devices
 
   # 4. The loop. The host reads the metrics of the steps before while the device works on the next.
   writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
-  log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
-                         start_step, pending)
+  log = metrics.TrainLog(writer, total_steps, steps_per_epoch,
+                         config.batch_size * config.replicates, config.log_every, start_step,
+                         pending)
   saved_at, saved_step, diverged_step = time.monotonic(), start_step, None
 
   def due(step):  # more than the next training step, perhaps
@@ -235,13 +242,17 @@ def _run(config, workdir, planned, variables, table, profile):
       if stop.signal:
         save(step)
         stop.leave()
-    loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
+    losses, correct, count = (np.ravel(sum(np.asarray(s[k], np.float64) for s in sums))
+                              for k in ('loss', 'correct', 'count'))
     if not count:
       raise UserError(f'no image of the split {info.test_split} of {config.data.name} is good;'
                       ' needed is at least one. Choose another --config.data.test_split.')
-    evaluation = {'test_loss': loss / count, 'test_accuracy': correct / count}
+    losses, accuracies = (losses / count).tolist(), (correct / count).tolist()
+    evaluation = {'test_loss': np.mean(losses).item(), 'test_accuracy': np.mean(accuracies).item()}
+    if config.replicates > 1:
+      evaluation.update(test_losses=losses, test_accuracies=accuracies)
     if count < info.test_images:
-      evaluation['test_images_left_out'] = info.test_images - count
+      evaluation['test_images_left_out'] = info.test_images - count.item()
     if writer:
       writer.write(step, {'epoch': step / steps_per_epoch, **evaluation})
     if step:
@@ -297,16 +308,27 @@ def _run(config, workdir, planned, variables, table, profile):
   def conclude():
     title = f'{config.network}, {config.data.name}, training {config.train}'
     figures.accuracy_over_epochs(workdir, title)
-    params = jax.device_get(masks.merge(state.trainable, frozen))
     if start_gammas.size:
-      figures.gamma_histogram(workdir, start_gammas, figures.gammas(params), title)
+      end_gammas = figures.gammas(*jax.device_get((state.trainable, frozen)))
+      figures.gamma_histogram(workdir, start_gammas, end_gammas, title)
     lines = metrics.read(workdir)
+    start = next(x for x in lines if x['step'] == 0)
     final = {} if diverged_step else next(x for x in lines if x['step'] == total_steps
                                           and 'test_accuracy' in x)
+
+    def each(line, name, names):  # a single replicate's lines have no lists
+      return line.get(names, [line.get(name)] * config.replicates)
+
+    columns = {'seed': range(config.seed, config.seed + config.replicates),
+               'test_accuracy': each(final, 'test_accuracy', 'test_accuracies'),
+               'test_loss': each(final, 'test_loss', 'test_losses'),
+               'untrained_test_accuracy': each(start, 'test_accuracy', 'test_accuracies')}
     result = {
         'test_accuracy': final.get('test_accuracy'),
         'test_loss': final.get('test_loss'),
-        'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
+        'untrained_test_accuracy': start['test_accuracy'],
+        'replicates': [dict(zip(columns, row, strict=True))
+                       for row in zip(*columns.values(), strict=True)],
         'diverged': diverged_step is not None,
         'diverged_step': diverged_step,
         'network': config.network,
@@ -345,7 +367,9 @@ def report(result: dict[str, Any], workdir: epath.Path) -> None:
             ' state, that is not finite; the last checkpoint before it stays. A smaller'
             ' config.optimizer.learning_rate may help.\nThat was after')
   else:
-    text = f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of'
+    accuracies = [one['test_accuracy'] for one in result.get('replicates', [])]
+    text = (f'test accuracy {result["test_accuracy"]:.4f}{metrics.spread(accuracies)} after'
+            f' {result["epochs"]} epochs of')
     if result['test_loss'] is None:
       text = 'the test loss is not finite\n' + text
   metrics.console.print(

@@ -75,6 +75,8 @@ def test_the_result_says_what_was_run_and_what_came_out(run):
   assert (result['data'], result['train_images'], result['test_images']) == ('digits', 1437, 360)
   assert result['versions']['jax'] == jax.__version__ and result['device_kind'] == 'cpu'
   assert 0 < result['seconds'] < 60
+  names = ('test_accuracy', 'test_loss', 'untrained_test_accuracy', 'seed')
+  assert result['replicates'] == [{name: result[name] for name in names}]
 
 
 def test_the_metrics_are_all_there(run):
@@ -172,6 +174,10 @@ def test_it_learns(data_dir, tmp_path):
     ({'batch_size': 30}, 'a multiple of the 4 devices'),
     ({'epochs': 0}, 'config.epochs is 0'),
     ({'steps_per_call': 0}, 'config.steps_per_call is 0; allowed is a number above 0'),
+    ({'replicates': 0}, 'config.replicates is 0; allowed is a number above 0'),
+    ({'replicates': 2, 'data.resident_limit': 0.0}, 'replicates is 2; .* 1 where the data are str'),
+    ({'replicates': 2, 'data.random_labels': 0.5}, 'allowed is 1 with config.data.random_labels'),
+    ({'replicates': 2, 'seed': 2**31 - 1}, 'up to 2147483648 less the 2 replicates'),
     ({'steps_per_call': 2, 'data.resident_limit': 0.0}, 'allowed is 1 where the data are streamed'),
     ({'data.subsample': 0.1}, 'config.batch_size is 256; .* 144 training images in use'),
     ({'data.random_labels': 1.5}, 'config.data.random_labels is 1.5; allowed is 0 to 1'),

@@ -36,7 +36,8 @@ def costs(config: ml_collections.ConfigDict, lowered: jax.stages.Lowered) -> dic
   return {
       'temporary': temporary, 'arguments': arguments,
       'peak': arguments + temporary + new_outputs,
-      'flops': describe.describe(config)['flops_step'] * config.batch_size,
+      'flops': (describe.describe(config)['flops_step'] * config.batch_size
+                * config.replicates),
       'convolutions': len(re.findall(r' convolution\(|custom_call_target="__cudnn\$conv', text)),
       'all_reduced': common.all_reduced_bytes_of(text),
       'accessed': (compiled.cost_analysis() or {}).get('bytes accessed', 0.0)}
@@ -51,9 +52,10 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all') -> dict[str
 
   Returns:
     `device`, `devices`, `batch`, and for each selection what `costs` gives and `step_seconds`
-    (the median of seven), `images_per_second`, `start_seconds` (from the start of a new process to
-    the end of its first step) and `compile_seconds` (tracing included); `ratio` of the first to
-    the second; on a device in PEAKS also `share_of_flops` and `share_of_memory` of what it can do.
+    (the median of seven), `images_per_second` (of all replicates), `start_seconds` (from the start
+    of a new process to the end of its first step) and `compile_seconds` (tracing included); `ratio`
+    of the first to the second; on a device in PEAKS also `share_of_flops` and `share_of_memory` of
+    what it can do.
   """
   selections = list(dict.fromkeys(s for s in (config.train, against) if s))
   built, result = {}, {}
@@ -68,7 +70,8 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all') -> dict[str
     config.train = selection
     start_seconds, first = common.child(first_step, config)
     row = result[selection]
-    row.update(step_seconds=step_seconds, images_per_second=config.batch_size / step_seconds,
+    row.update(step_seconds=step_seconds,
+               images_per_second=config.batch_size * config.replicates / step_seconds,
                start_seconds=start_seconds, compile_seconds=first - step_seconds)
     if kind in PEAKS:
       row['share_of_flops'] = row['flops'] / devices / step_seconds / PEAKS[kind].flops
