@@ -1,6 +1,6 @@
 r"""Looks into a trained network: gamma and beta, small gammas, ReLUs that never fire.
 
-  python -m bnonly_jax.analysis --workdir=DIR [--step=N] [--data_dir=DIR]
+  python -m bnonly_jax.analysis --workdir=DIR [--step=N] [--replicate=I] [--data_dir=DIR]
 
 The run may be finished, interrupted or going on. Writes DIR/analysis.json and DIR/analysis_*.png,
 and nothing else there. The README says what is in analysis.json.
@@ -56,7 +56,14 @@ class Loaded(NamedTuple):
   variables: dict[str, Any]  # 'params' (trained and frozen) and 'batch_stats', NumPy float32
 
 
-def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '') -> Loaded:
+def file_name(config: ml_collections.ConfigDict, replicate: int) -> str:
+  """Returns what the analysis of a run, or of one of its replicates, is called."""
+  which = f'_seed{config.seed + replicate}' if config.replicates > 1 else ''
+  return f'analysis{which}.json'
+
+
+def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '',
+         replicate: int = 0) -> Loaded:
   """Rebuilds the network that a run has trained. Writes nothing into its folder.
 
     run = analysis.load('runs/digits')
@@ -66,6 +73,7 @@ def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '
     workdir: of a run that is finished, interrupted or going on, on whatever devices.
     step: whose checkpoint; None is the newest whole one.
     data_dir: folder of the prepared data sets; '' is where they were in training.
+    replicate: which one, from 0, of a run of several.
 
   Raises:
     UserError: the folder holds no run or not that checkpoint, what it holds is damaged, or the data
@@ -81,19 +89,26 @@ def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '
     raise UserError(f'--workdir={workdir} was trained on {config.data.name} of version'
                     f' {facts.get("data.version")}, and here is {planned.info.version}. Give the'
                     ' folder that holds the former: --data_dir=...')
+  if not 0 <= replicate < config.replicates:
+    raise UserError(f'--replicate={replicate}: --workdir={workdir} holds {config.replicates};'
+                    f' allowed are 0 to {config.replicates - 1}. Choose one of them.')
   tx = optimizer.create(config.optimizer, lambda step: 0.0, planned.mask)
   like, frozen = jax.eval_shape(lambda variables: steps.create_state(variables, planned.mask, tx),
                                 planned.shapes)
+  if config.replicates > 1:
+    like, frozen = (jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+        (config.replicates, *leaf.shape), leaf.dtype), tree) for tree in (like, frozen))
+    like = like._replace(step=jax.ShapeDtypeStruct((), like.step.dtype))
   state = _read_state(workdir, step, like)
   if jax.tree.leaves(frozen):
-    if (workdir / 'frozen').exists():
-      frozen = checkpoint.read_frozen(workdir, frozen)
-    else:
-      drawn = train.draw_variables(config, planned)
-      frozen = masks.partition(drawn['params'], planned.mask)[1]
-  params = jax.device_get(masks.merge(state.trainable, frozen))
+    frozen = checkpoint.read_frozen(workdir, frozen)
+  trained = (state.trainable, frozen, state.batch_stats)
+  if config.replicates > 1:
+    trained = jax.tree.map(lambda leaf: leaf[replicate], trained)
+  trainable, frozen, batch_stats = trained
+  params = jax.device_get(masks.merge(trainable, frozen))
   return Loaded(workdir, config, planned, int(state.step),
-                {'params': params, 'batch_stats': state.batch_stats})
+                {'params': params, 'batch_stats': batch_stats})
 
 
 def _read_state(workdir, step, like):
@@ -291,8 +306,8 @@ def relu_table(params: dict[str, Any], silent: dict[str, np.ndarray]) -> dict[st
           'layers': [row(layer, never, effective[layer]) for layer, never in silent.items()]}
 
 
-def analyse(workdir: str | pathlib.Path, step: int | None = None,
-            data_dir: str = '') -> dict[str, Any]:
+def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '',
+            replicate: int = 0) -> dict[str, Any]:
   """Computes all of this for a run, writes it and its plots into the run's folder, and prints it.
 
     analyse('runs/digits')['gamma']['all']['below_0.01']
@@ -301,6 +316,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None,
     workdir: as for `load`.
     step: as for `load`.
     data_dir: as for `load`.
+    replicate: as for `load`.
 
   Returns:
     What analysis.json holds; see the README.
@@ -308,7 +324,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None,
   Raises:
     UserError: as `load` and `evaluate`, or the folder cannot be written.
   """
-  loaded = load(workdir, step, data_dir)
+  loaded = load(workdir, step, data_dir, replicate)
   workdir, config, params = loaded.workdir, loaded.config, loaded.variables['params']
   if not workdir_lib.is_remote(workdir) and not os.access(workdir, os.W_OK):
     raise UserError(f'--workdir={workdir} cannot be written; allowed is a folder of yours. Copy it,'
@@ -320,7 +336,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None,
                         f' {loaded.planned.info.test_images:,} images')
   analysis = {
       'network': config.network, 'norm': config.norm, 'train': config.train,
-      'data': config.data.name, 'seed': config.seed,
+      'data': config.data.name, 'seed': config.seed + replicate,
       'step': loaded.step, 'epoch': loaded.step / steps_per_epoch,
       'gamma': gamma_table(params),
       'beta': beta_table(params),
@@ -330,11 +346,11 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None,
   _print(analysis)
   title = f'{config.network}, {config.data.name}, training {config.train}, step {loaded.step}'
   try:
-    workdir_lib.write_json(workdir / 'analysis.json', analysis)
-    written = [workdir / 'analysis.json']
+    written = [workdir / file_name(config, replicate)]
+    workdir_lib.write_json(written[0], analysis)
     for draw in (plots.gamma_beta_by_layer, plots.small_gammas, plots.relus):
       if analysis['gamma'] or draw is plots.relus:
-        written.append(workdir / f'analysis_{draw.__name__}.png')
+        written.append(workdir / f'{written[0].stem}_{draw.__name__}.png')
         draw(analysis, written[-1], title)
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). Make room,'
@@ -395,6 +411,7 @@ if __name__ == '__main__':
   _STEP = flags.DEFINE_integer('step', None, 'Whose checkpoint to take; default: the newest.')
   _DATA_DIR = flags.DEFINE_string(
       'data_dir', '', 'Folder of the prepared data sets; default: where they were in training.')
+  _REPLICATE = flags.DEFINE_integer('replicate', 0, 'Which one of a run of several, from 0.')
   command_line.run(
-      lambda: analyse(_WORKDIR.value, _STEP.value, _DATA_DIR.value),
+      lambda: analyse(_WORKDIR.value, _STEP.value, _DATA_DIR.value, _REPLICATE.value),
       lambda: '' if _WORKDIR.value else '--workdir=DIR, the folder of a run, is needed, or --help.')

@@ -39,6 +39,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.init_from = ''
   # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0
+  # Runs that train together as one, of seeds seed, seed + 1, ...: each as it would alone, and the
+  # results are those of all. For resident data with its own labels. One that diverges stops all of
+  # them: run that seed alone. On CPU it is no faster than one after the other.
+  config.replicates = 1
   # Passes over the training images. May be raised in a run that is going on or finished.
   config.epochs = 160
   # Images in a training step, over all devices. What is left over at an epoch's end is dropped.
@@ -114,6 +118,11 @@ def default_config() -> ml_collections.ConfigDict:
   # Epochs of linear warm-up from 0, step by step.
   config.optimizer.warmup_epochs = 0.0
 
+  # Training steps that one call of an accelerator makes, where nothing is due between them: no line
+  # of metrics, evaluation or checkpoint. Spares small networks the host's time between steps; a
+  # signal is heard after the call. For resident data; on CPU, where it does not pay, each step is a
+  # call.
+  config.steps_per_call = 1
   # Steps between two lines of training metrics; a line is the mean over the steps since the last.
   config.log_every = 50
   # Epochs between two evaluations; the last epoch ends with one.
@@ -195,8 +204,8 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
   return ''
 
 
-_POSITIVE = ('epochs', 'batch_size', 'eval_batch_size', 'log_every', 'eval_every',
-             'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
+_POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per_call', 'log_every',
+             'eval_every', 'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
 _NOT_NEGATIVE = ('data.pad', 'data.image_size', 'data.workers', 'data.resident_limit',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
@@ -237,6 +246,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
   check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
   check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
   check('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
+  require(config, 'replicates', '1 with config.data.random_labels: give each seed a run of its own',
+          config.replicates == 1 or not config.data.random_labels)
+  require(config, 'seed', f'up to 2147483648 less the {config.replicates} replicates',
+          config.seed + config.replicates <= 2**31)
   require(config, 'compute_dtype', 'float32 or bfloat16',
           config.compute_dtype in ('float32', 'bfloat16'))
   require(config, 'remat', 'none or block', config.remat in ('none', 'block'))

@@ -21,7 +21,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Computes a run's sizes from shapes alone: nothing is drawn, compiled or written.
 
   A data set that is not prepared counts as 32x32 colour images of 10 classes, and for an ImageNet
-  network as 224x224 and 1,000 classes.
+  network as 224x224 and 1,000 classes. Of several replicates all is one's.
 
   Returns:
     `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; bytes of `state`,
@@ -86,8 +86,9 @@ def print_description(config: ml_collections.ConfigDict) -> None:
   values = describe(config)
   shape = 'x'.join(map(str, values['image_shape']))
   assumed = '' if values['prepared'] else ' (not prepared: assumed)'
+  each = f'; each of {config.replicates} replicates' if config.replicates > 1 else ''
   metrics.console.print(f'{config.network}, training {config.train}; {config.data.name}: images of'
-                        f' {shape}, {values["classes"]} classes{assumed}')
+                        f' {shape}, {values["classes"]} classes{assumed}{each}')
   metrics.print_table(values['table'])
   forward, step = values['flops_forward'], values['flops_step']
   metrics.console.print(

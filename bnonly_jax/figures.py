@@ -96,18 +96,19 @@ def _measured(run, panel):
     last = [line['train_accuracy'] for line in lines if line['epoch'] > result['epochs'] - 1]
     return [{None: 100 * float(np.mean(last))}]
   if panel in sweep_config.RESULTS:
-    return [{None: 100 * seed[panel]} for seed in result.get('replicates', [result])]
-  analysis = run.workdir / 'analysis.json'
-  if not analysis.exists():
-    return []
-  analysis = workdir_lib.read_json(analysis)
+    return [{None: 100 * seed[panel]} for seed in result.get('replicates', [result])
+            if seed.get(panel) is not None]
+  return [_of_analysis(analysis, panel) for analysis in sweep.analyses(run)]
+
+
+def _of_analysis(analysis, panel):
   if panel == 'silent_relus':
-    return [{None: 100 * analysis['relus']['all']['silent_share']}]
+    return {None: 100 * analysis['relus']['all']['silent_share']}
   if panel == 'small_gammas':
-    return [{t: 100 * analysis['gamma']['all'][f'below_{t}'] for t in _THRESHOLDS}]
+    return {t: 100 * analysis['gamma']['all'][f'below_{t}'] for t in _THRESHOLDS}
   if panel == 'zeroed':
-    return [{row['threshold']: 100 * row['test_accuracy'] for row in analysis['thresholds']}]
-  return [{quantile: analysis[panel]['all'][f'q{quantile}'] for quantile in _QUANTILES}]
+    return {row['threshold']: 100 * row['test_accuracy'] for row in analysis['thresholds']}
+  return {quantile: analysis[panel]['all'][f'q{quantile}'] for quantile in _QUANTILES}
 
 
 def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> epath.Path:
@@ -261,8 +262,7 @@ def _histograms(config, workdir, panel):
   styles = _style(point.line for point, _ in points)
   for point, runs in points:
     axes, (colour, _) = all_axes[xs.index(point.x)], styles[point.line]
-    found = [workdir_lib.read_json(run.workdir / 'analysis.json')[panel]
-             for run in runs if _measured(run, panel)]
+    found = [analysis[panel] for run in runs for analysis in sweep.analyses(run)]
     if not found:
       axes.plot([], [], color=colour, label=f'{point.line} (not run)')
       continue

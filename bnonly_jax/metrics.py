@@ -47,6 +47,13 @@ def print_columns(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         for i, (cell, width) in enumerate(zip(line, widths, strict=True))))
 
 
+def spread(accuracies: list[float] | None) -> str:
+  """Returns between what the replicates' accuracies lie, as text; '' of a single one."""
+  if len(accuracies or ()) < 2:
+    return ''
+  return f' ({min(accuracies):.4f} to {max(accuracies):.4f})'
+
+
 class Diverged(Exception):
   """The training loss of a step is not finite."""
 
@@ -81,10 +88,12 @@ class Writer:
     draft.replace(self._path)
     self._file = self._path.open('a')
 
-  def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Writes one line at once: a killed process loses none of the lines before."""
-    line = {'step': step, **{k: v if v is not None and math.isfinite(v) else None
-                             for k, v in scalars.items()}}
+  def write(self, step: int, scalars: dict[str, float | list[float]]) -> None:
+    """Writes one line at once: a killed process loses none of the lines before.
+
+    Lists, which hold a number for each replicate, go to metrics.jsonl alone.
+    """
+    line = {'step': step, **{name: _finite(value) for name, value in scalars.items()}}
     text = json.dumps(line) + '\n'
     self._text += text
     self._file.write(text)
@@ -92,12 +101,18 @@ class Writer:
     if self._remote:
       self._path.write_text(self._text)
     for name, value in line.items():
-      if name != 'step' and value is not None:
+      if name != 'step' and isinstance(value, int | float):
         self._events.add_scalar(name.replace('_', '/', 1), value, step)
 
   def close(self) -> None:
     self._file.close()
     self._events.close()
+
+
+def _finite(value):
+  if isinstance(value, list):
+    return [_finite(one) for one in value]
+  return value if value is not None and math.isfinite(value) else None
 
 
 def evaluated(workdir: epath.Path, step: int) -> bool:
@@ -147,10 +162,13 @@ class TrainLog:
     self._clock, self._timed = time.perf_counter(), 0
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of the step that brings the count to `step`."""
+    """Takes the metrics of the steps that bring the count to `step`: of one, or vectors of several.
+
+    Those of the steps before have been added.
+    """
     self._pending.append(metrics)
     self._step = step
-    self._timed += 1
+    self._timed += np.size(metrics['loss'])
     self._progress.update(self._task, completed=step, status=self._status(),
                           epoch=f'{step / self._steps_per_epoch:.1f}')
 
@@ -161,8 +179,9 @@ class TrainLog:
       Diverged: the loss of one is not finite.
     """
     # Also as floats of Python: JSON keeps their bits.
-    self._pending = [{name: float(value) for name, value in step.items()}
-                     for step in jax.device_get(self._pending)]
+    self._pending = [dict(zip(call, map(float, values), strict=True))
+                     for call in jax.device_get(self._pending)
+                     for values in zip(*map(np.ravel, call.values()), strict=True)]
     for i, step in enumerate(self._pending):
       if not math.isfinite(step['loss']):
         raise Diverged(self._step - len(self._pending) + i + 1)
@@ -190,7 +209,7 @@ class TrainLog:
     self._epoch += values
     self._pending = []
 
-  def print_epoch(self, evaluation: dict[str, float]) -> None:
+  def print_epoch(self, evaluation: dict[str, float | list[float]]) -> None:
     """Prints an evaluation beside the mean of training since the one before."""
     epoch, epochs = self._step // self._steps_per_epoch, self._steps // self._steps_per_epoch
     train = ''
@@ -199,7 +218,8 @@ class TrainLog:
       train = f'train loss {loss:.3f} accuracy {accuracy:.4f}  '
     self._epoch = []
     console.print(f'epoch {epoch}/{epochs}  {train}test loss {evaluation["test_loss"]:.3f} accuracy'
-                  f' {evaluation["test_accuracy"]:.4f}  {self._status()}')
+                  f' {evaluation["test_accuracy"]:.4f}{spread(evaluation.get("test_accuracies"))}'
+                  f'  {self._status()}')
 
   def _status(self):
     if self._rate is None:

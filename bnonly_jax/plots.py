@@ -24,11 +24,11 @@ def pyplot():
   return matplotlib.pyplot
 
 
-def gammas(params: dict) -> np.ndarray:
-  """Returns every gamma of a network in one vector."""
+def gammas(*params: dict) -> np.ndarray:
+  """Returns every gamma in parameters, or in a half of them, in one vector."""
   return np.concatenate([np.zeros(0, np.float32)] + [
-      np.ravel(value) for name, value in masks.flatten(params).items()
-      if masks.group_of(name) == 'gamma'])
+      np.ravel(value) for tree in params for name, value in masks.flatten(tree).items()
+      if masks.group_of(name) == 'gamma' and value is not None])
 
 
 def accuracy_over_epochs(workdir: epath.Path, title: str) -> None:

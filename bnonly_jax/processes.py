@@ -161,6 +161,11 @@ def require_shared(folder: epath.Path) -> None:
                     ' --workdir on a file system that all share, or a bucket.')
 
 
-def preempted(step: int) -> bool:
-  """Whether a process was told to end (SIGTERM); the same answer in all at one step."""
-  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+def preempted(call: int) -> bool:
+  """Whether a process was told to end (SIGTERM); the same answer in all at one call.
+
+  Args:
+    call: counts the calls by one: JAX has the processes stop at the number that follows the largest
+      that any of them has given, and one that leaves it out never stops.
+  """
+  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)

@@ -8,6 +8,7 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -41,6 +42,18 @@ def create_state(variables: dict[str, Any], mask: dict[str, Any],
   trainable, frozen = masks.partition(variables['params'], mask)
   return State(jnp.zeros((), jnp.int32), trainable, variables['batch_stats'],
                tx.init(trainable)), frozen
+
+
+def stack(starts: Sequence[tuple[State, Any]]) -> tuple[State, Any]:
+  """Joins the states and frozen halves of replicates; those of one stay as they are.
+
+  Returns:
+    State and frozen half with a first axis of replicates everywhere but in state.step.
+  """
+  if len(starts) == 1:
+    return starts[0]
+  state, frozen = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+  return state._replace(step=starts[0][0].step), frozen
 
 
 def store(frozen: Any, dtype: str) -> Any:
@@ -79,10 +92,34 @@ def feed(batches: Iterable[Any], devices: int) -> Iterator[Any]:
   yield from ahead
 
 
+def loops_pay() -> bool:
+  """Whether a step is as fast within a loop on the device as it is alone.
+
+  XLA's backend for CPUs takes twice the time, and rounds otherwise.
+  """
+  return jax.default_backend() != 'cpu'
+
+
 def _pmap(step: Callable[..., Any], donate: tuple[int, ...]) -> Callable[..., Any]:
   """Spreads a step over the devices: the one place that does."""
   return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None,
                   donate_argnums=donate)
+
+
+def _over_replicates(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Maps a function over the first axis of all that its arguments hold."""
+  if jax.default_backend() != 'cpu':
+    return jax.vmap(function)
+
+  # Than one replicate after another, written out, XLA's backend for CPUs takes three times as long
+  # with a kernel for each in one convolution (a grouped one), and 1.5 times as long in a loop.
+  def in_turn(*arguments):
+    replicates = len(jax.tree.leaves(arguments)[0])
+    each = [function(*jax.tree.map(lambda leaf, i=i: leaf[i], arguments))
+            for i in range(replicates)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+  return in_turn
 
 
 def _look_up(data, batch):
@@ -91,25 +128,29 @@ def _look_up(data, batch):
 
 def train_step(network: nn.Module, tx: optax.GradientTransformation,
                learning_rate: optax.Schedule, seed: int, pad: int, flip: bool,
-               normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+               normalise: Callable[[jax.Array], jax.Array],
+               replicates: int = 1) -> Callable[..., Any]:
   """Compiles the training step.
 
   Args:
     network: maps images to logits and updates batch_stats.
     tx: the optimizer, masked.
     learning_rate: the schedule in tx, for the metrics.
-    seed: of the augmentation.
+    seed: of the augmentation; of the first replicate's, from which the others count on.
     pad: pixels of padding that the images have on each side.
     flip: whether to mirror half of the images.
     normalise: uint8 images to floating point.
+    replicates: how many train together, their states and frozen halves as `stack` joins them.
 
   Returns:
     A function (state, frozen, data, batch) -> (state, metrics): data is Images and batch int32
     [devices, n] says which of them, or data is None and batch is Images [devices, n]. Metrics are
     float32 scalars loss, accuracy (of the batch as trained on), gradient_norm (of what trains) and
-    learning_rate. The state passed in is donated.
+    learning_rate; of several replicates their means. The state passed in is donated. With R > 1
+    replicates batch is int32 [devices, n, R]. A further last axis of K makes it K steps, and each
+    metric a vector [K].
   """
-  def step(state, frozen, data, batch):
+  def step(state, frozen, data, batch, seed):
     images, labels = _look_up(data, batch)
     positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
     images = normalise(augment.crop_and_flip(images, seed, state.step, positions, pad, flip))
@@ -132,27 +173,55 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
                'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 
-  return _pmap(step, donate=(0,))
+  def together(state, frozen, data, batch):
+    if replicates == 1:
+      return step(state, frozen, data, batch, seed)
+
+    def one(rest, frozen, batch, seed):
+      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed)
+      return new[1:], metrics
+
+    rest, metrics = _over_replicates(one)(state[1:], frozen, jnp.moveaxis(batch, -1, 0),
+                                          seed + jnp.arange(replicates))
+    return State(state.step + 1, *rest), jax.tree.map(jnp.mean, metrics)
+
+  def call(state, frozen, data, batch):
+    if data is None or batch.ndim == (1 if replicates == 1 else 2):
+      return together(state, frozen, data, batch)
+    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch), state,
+                        jnp.moveaxis(batch, -1, 0))
+
+  return _pmap(call, donate=(0,))
 
 
-def eval_step(network: nn.Module,
-              normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+def eval_step(network: nn.Module, normalise: Callable[[jax.Array], jax.Array],
+              replicates: int = 1) -> Callable[..., Any]:
   """Compiles the evaluation step.
 
   Returns:
     A function (state, frozen, data, (batch, weight float32 [devices, n])), data and batch as for
-    the training step, -> float32 scalars loss, correct and count: sums over the batch of each
-    image's times its weight.
+    the training step, -> float32 scalars loss, correct, count and, of more than five classes,
+    correct_top5 (the label is among the five largest logits): sums over the batch of each image's
+    times its weight. Several replicates see the same images, and have all but count in vectors.
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
     images, labels = _look_up(data, batch)
-    variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
-    logits = network.apply(variables, normalise(images))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.argmax(logits, -1) == labels
-    return jax.lax.psum({'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight),
-                         'count': jnp.sum(weight)}, AXIS)
+
+    def one(trainable, batch_stats, frozen):
+      variables = {'params': masks.merge(trainable, frozen), 'batch_stats': batch_stats}
+      logits = network.apply(variables, normalise(images))
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      correct = jnp.argmax(logits, -1) == labels
+      sums = {'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight)}
+      if logits.shape[-1] > 5:
+        among_five = jnp.any(jax.lax.top_k(logits, 5)[1] == labels[:, None], -1)
+        sums['correct_top5'] = jnp.sum(among_five * weight)
+      return sums
+
+    sums = (one if replicates == 1 else _over_replicates(one))(
+        state.trainable, state.batch_stats, frozen)
+    return jax.lax.psum({**sums, 'count': jnp.sum(weight)}, AXIS)
 
   return _pmap(step, donate=())
 

@@ -67,8 +67,11 @@ def runs(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
   except re.error as error:
     raise UserError(f'--only={only}: no regular expression ({error}). Allowed is as'
                     ' --only=resnet14-batchnorm.') from error
-  found, names = {}, []
-  for seed in range(config.base.seed, config.base.seed + config.seeds):
+  together, found, names = config.base.replicates, {}, []
+  if config.seeds % together:
+    raise UserError(f'config.base.replicates is {together}; allowed is a divisor of config.seeds ='
+                    f' {config.seeds}. Set --config.base.replicates=... or --config.seeds=...')
+  for seed in range(config.base.seed, config.base.seed + config.seeds, together):
     for point in config.points:
       run_config = _config_of(config, point, seed)
       validate(run_config)
@@ -189,8 +192,15 @@ def _write_failure(run, text):
 
 def _analyse(run):
   from bnonly_jax import analysis
-  if not (run.workdir / 'analysis.json').exists():
-    analysis.analyse(run.workdir)
+  for replicate in range(run.config.replicates):
+    if not (run.workdir / analysis.file_name(run.config, replicate)).exists():
+      analysis.analyse(run.workdir, replicate=replicate)
+
+
+def analyses(run: Run) -> list[dict[str, Any]]:
+  """Returns what the analysis of each of a run's replicates holds, of those that there are."""
+  files = sorted(run.workdir.glob('analysis*.json')) if run.workdir.exists() else []
+  return [workdir_lib.read_json(file) for file in files]
 
 
 def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,

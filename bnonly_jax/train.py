@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -14,6 +15,7 @@ from etils import epath
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 
 from bnonly_jax import checkpoint
 from bnonly_jax import config as config_lib
@@ -35,6 +37,11 @@ from bnonly_jax.data import streamed
 from bnonly_jax.models import from_torch
 
 PROFILED = range(10, 60)  # steps of this process, the first being 0
+# What an evaluation sums up, and what metrics and result call the mean over images: that of all
+# replicates, and the list of each one's.
+EVALUATED = (('loss', 'test_loss', 'test_losses'),
+             ('correct', 'test_accuracy', 'test_accuracies'),
+             ('correct_top5', 'test_top5_accuracy', 'test_top5_accuracies'))
 
 
 class Plan(NamedTuple):
@@ -69,6 +76,9 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
   for field, choices in (('norm', models.NORMS), ('weight_start', models.WEIGHT_STARTS),
                          ('norm_start', models.NORM_STARTS)):
     require(field, ', '.join(choices), config[field] in choices)
+  for field in ('replicates', 'steps_per_call'):
+    require(field, '1 where the data are streamed',
+            config[field] == 1 or data.is_resident(config, info))
   network = models.create(config.network, info.classes, config.norm,
                           steps.AXIS if config.sync_batchnorm else None,
                           config.remat == 'block')
@@ -86,16 +96,17 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info) -> data.Feed:
   return way.open_feed(config, info, jax.process_index(), jax.process_count())
 
 
-def draw_variables(config: ml_collections.ConfigDict, planned: Plan) -> dict[str, Any]:
-  """Returns the variables that a run starts from: drawn, or read from config.init_from.
+def draw_variables(config: ml_collections.ConfigDict, planned: Plan,
+                   replicate: int = 0) -> dict[str, Any]:
+  """Returns the variables that a replicate starts from: drawn, or read from config.init_from.
 
   Raises:
     UserError: config.init_from cannot be read or does not fit the network.
   """
   if config.init_from:
     return from_torch.convert(from_torch.read(config.init_from), planned.network, planned.shapes)
-  return models.initialise(planned.network, planned.info.image_shape, config.seed,
-                           config.weight_start, config.norm_start)
+  return models.initialise(planned.network, planned.info.image_shape,
+                           config.seed + replicate, config.weight_start, config.norm_start)
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
@@ -127,16 +138,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     metrics.console.print(f'{workdir} holds this run, finished.')
     report(finished, workdir)
     return finished
-  variables = draw_variables(config, planned)
+  variables = [draw_variables(config, planned, i) for i in range(config.replicates)]
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
 
   # 2. The run becomes the workdir's, and says what trains.
-  table = masks.table(variables['params'], planned.mask)
+  table = masks.table(planned.shapes['params'], planned.mask)
   if profile and workdir_lib.is_remote(workdir):
     raise UserError(f'--profile with --workdir={workdir}: traces are written to local folders only.'
                     ' Leave one of them out.')
-  profile = profile and processes.is_main()
   rows = [{**row._asdict(), 'trains': row.trains, 'share': row.parameters / masks.total(table)}
           for row in table]
   with contextlib.ExitStack() as lock:
@@ -156,9 +166,11 @@ def _run(config, workdir, planned, variables, table, profile):
   """Trains in a workdir that is claimed; returns the result."""
   info, network, _, mask = planned
   devices, here = jax.device_count(), jax.local_device_count()
+  seeds = (f'seed {config.seed}' if config.replicates == 1 else
+           f'seeds {config.seed} to {config.seed + config.replicates - 1}')
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
-                        f' seed {config.seed}, {devices} {jax.devices()[0].device_kind} device(s)')
+                        f' {seeds}, {devices} {jax.devices()[0].device_kind} device(s)')
   metrics.print_table(table)
 
   # 3. State, frozen half, data and steps.
@@ -167,8 +179,10 @@ def _run(config, workdir, planned, variables, table, profile):
   learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
                                      steps_per_epoch)
   tx = optimizer.create(config.optimizer, learning_rate, mask)
-  state, frozen = steps.create_state(variables, mask, tx)
-  start_gammas = plots.gammas(variables['params'])
+  state, frozen = steps.stack([
+      steps.create_state(start, masks.make_mask(config.train, start['params'], config.seed + i), tx)
+      for i, start in enumerate(variables)])
+  start_gammas = plots.gammas(*(start['params'] for start in variables))
   restored, pending, damage = checkpoint.restore(workdir, state)
   for line in damage:
     metrics.console.print(line)
@@ -182,16 +196,30 @@ def _run(config, workdir, planned, variables, table, profile):
   train_set, test_set = steps.place((feed.train_set, feed.test_set), here)
   normalise = augment.normaliser(config.data.mean, config.data.std, config.compute_dtype)
   train_step = steps.train_step(network, tx, learning_rate, config.seed, config.data.pad,
-                                config.data.flip, normalise)
-  eval_step = steps.eval_step(network, normalise)
+                                config.data.flip, normalise, config.replicates)
+  eval_step = steps.eval_step(network, normalise, config.replicates)
   eval_batch_size = -(-config.eval_batch_size // devices) * devices
 
   # 4. The loop. The host reads the metrics of the steps before while the device works on the next.
   writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
-  log = metrics.TrainLog(writer, total_steps, steps_per_epoch, config.batch_size, config.log_every,
-                         start_step, pending)
-  batches = steps.feed(feed.train_batches(start_step), here)
+  log = metrics.TrainLog(writer, total_steps, steps_per_epoch,
+                         config.batch_size * config.replicates, config.log_every, start_step,
+                         pending)
   saved_at, saved_step, diverged_step = time.monotonic(), start_step, None
+
+  def due(step):  # more than the next training step, perhaps
+    return (step % steps_per_epoch % config.log_every == 0
+            or config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0
+            or profile and step - start_step in (PROFILED.start, PROFILED.stop))
+
+  def calls():
+    step, batches = start_step, feed.train_batches(start_step)
+    most = config.steps_per_call if steps.loops_pay() else 1
+    while step < total_steps:
+      number = 1 if any(map(due, range(step + 1, step + most))) else most
+      taken, replaced = zip(*itertools.islice(batches, number), strict=True)
+      yield step, number, np.stack(taken, -1) if number > 1 else taken[0], sum(replaced)
+      step += number
 
   def every(epochs, step):
     epoch, rest = divmod(step, steps_per_epoch)
@@ -219,13 +247,20 @@ def _run(config, workdir, planned, variables, table, profile):
       if stop.signal:
         save(step)
         stop.leave()
-    loss, correct, count = (sum(float(s[k]) for s in sums) for k in ('loss', 'correct', 'count'))
+    total = {k: np.ravel(sum(np.asarray(s[k], np.float64) for s in sums)) for k in sums[0]}
+    count = total.pop('count')
     if not count:
       raise UserError(f'no image of the split {info.test_split} of {config.data.name} is good;'
                       ' needed is at least one. Choose another --config.data.test_split.')
-    evaluation = {'test_loss': loss / count, 'test_accuracy': correct / count}
+    evaluation = {}
+    for sum_of, name, names in EVALUATED:
+      if sum_of in total:
+        values = (total[sum_of] / count).tolist()
+        evaluation[name] = np.mean(values).item()
+        if config.replicates > 1:
+          evaluation[names] = values
     if count < info.test_images:
-      evaluation['test_images_left_out'] = info.test_images - count
+      evaluation['test_images_left_out'] = info.test_images - count.item()
     if writer:
       writer.write(step, {'epoch': step / steps_per_epoch, **evaluation})
     if step:
@@ -236,34 +271,36 @@ def _run(config, workdir, planned, variables, table, profile):
       stop = opened.enter_context(signals.watch())
       checkpointer = opened.enter_context(checkpoint.open_checkpointer(
           workdir, config.checkpoint_keep, config.checkpoint_keep_every * steps_per_epoch))
-      for thing in (log, batches, *([writer] if writer else [])):
+      fed = steps.feed(calls(), here)
+      for thing in (log, fed, *([writer] if writer else [])):
         opened.enter_context(contextlib.closing(thing))
       if every(config.eval_every, start_step) and not processes.on_main(
           lambda: metrics.evaluated(workdir, start_step)):
         evaluate(start_step)
-      for step in range(start_step, total_steps):
-        if profile and step - start_step == PROFILED.start:
+      compiled, traced = set(), profile and processes.is_main()
+      for call, (step, number, batch, replaced) in enumerate(fed):
+        if traced and step - start_step == PROFILED.start:
           trace = opened.enter_context(contextlib.ExitStack())
           trace.enter_context(jax.profiler.trace(os.fspath(workdir / 'profile'),
                                                  create_perfetto_trace=True))
-        if profile and step - start_step == PROFILED.stop:
+        if traced and step - start_step == PROFILED.stop:
           jax.block_until_ready(state)
           trace.close()
-        batch, replaced = next(batches)
         state, step_metrics = train_step(state, frozen, train_set, batch)
         if log.due:
           log.flush()
         if config.data.bad_images == 'skip' and train_set is None:
           step_metrics['images_replaced'] = replaced
-        done = step + 1
+        done = step + number
         log.add(done, step_metrics)
-        if step == start_step:
+        if number not in compiled:
           jax.block_until_ready(step_metrics)  # the compiler's time is no training time
           log.restart_clock()
+          compiled.add(number)
           stop.training = True
         if done % steps_per_epoch == 0:
           log.flush()
-        stopping = stop.signal or processes.preempted(done)
+        stopping = stop.signal or processes.preempted(call)
         if stopping or save_due(done):
           save(done)
         if stopping:
@@ -279,16 +316,25 @@ def _run(config, workdir, planned, variables, table, profile):
   def conclude():
     title = f'{config.network}, {config.data.name}, training {config.train}'
     plots.accuracy_over_epochs(workdir, title)
-    params = jax.device_get(masks.merge(state.trainable, frozen))
     if start_gammas.size:
-      plots.gamma_histogram(workdir, start_gammas, plots.gammas(params), title)
+      end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))
+      plots.gamma_histogram(workdir, start_gammas, end_gammas, title)
     lines = metrics.read(workdir)
+    start = next(x for x in lines if x['step'] == 0)
     final = {} if diverged_step else next(x for x in lines if x['step'] == total_steps
                                           and 'test_accuracy' in x)
+
+    def each(line, name, names):  # a single replicate's lines have no lists
+      return line.get(names, [line.get(name)] * config.replicates)
+
+    columns = {'seed': range(config.seed, config.seed + config.replicates),
+               **{name: each(final, name, names) for _, name, names in EVALUATED},
+               'untrained_test_accuracy': each(start, 'test_accuracy', 'test_accuracies')}
     result = {
-        'test_accuracy': final.get('test_accuracy'),
-        'test_loss': final.get('test_loss'),
-        'untrained_test_accuracy': next(x['test_accuracy'] for x in lines if x['step'] == 0),
+        **{name: final.get(name) for _, name, _ in EVALUATED},
+        'untrained_test_accuracy': start['test_accuracy'],
+        'replicates': [dict(zip(columns, row, strict=True))
+                       for row in zip(*columns.values(), strict=True)],
         'diverged': diverged_step is not None,
         'diverged_step': diverged_step,
         'network': config.network,
@@ -327,7 +373,9 @@ def report(result: dict[str, Any], workdir: epath.Path) -> None:
             ' state, that is not finite; the last checkpoint before it stays. A smaller'
             ' config.optimizer.learning_rate may help.\nThat was after')
   else:
-    text = f'test accuracy {result["test_accuracy"]:.4f} after {result["epochs"]} epochs of'
+    accuracies = [one['test_accuracy'] for one in result.get('replicates', [])]
+    text = (f'test accuracy {result["test_accuracy"]:.4f}{metrics.spread(accuracies)} after'
+            f' {result["epochs"]} epochs of')
     if result['test_loss'] is None:
       text = 'the test loss is not finite\n' + text
   metrics.console.print(

@@ -20,9 +20,9 @@ from bnonly_jax.config import UserError
 
 # Fields without influence on a run's state: where data lies, how it is read, and what is kept of
 # the run. They may change when a run goes on. So may epochs, upwards.
-FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size', 'log_every',
-        'eval_every', 'checkpoint_every', 'checkpoint_every_steps', 'checkpoint_every_minutes',
-        'checkpoint_keep', 'checkpoint_keep_every')
+FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
+        'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every', 'checkpoint_every_steps',
+        'checkpoint_every_minutes', 'checkpoint_keep', 'checkpoint_keep_every')
 
 
 def path(workdir: str | os.PathLike) -> epath.Path:

@@ -143,6 +143,21 @@ def test_equal_seeds_give_equal_bits_and_so_does_a_stop_between():
     np.testing.assert_array_equal(a, b)
 
 
+def test_steps_of_one_call_are_those_of_calls_of_their_own():
+  # In float64: what a loop rounds otherwise, training amplifies.
+  setup = conftest.make_setup('batchnorm', sync=True, double=True, learning_rate=0.1)
+  with jax.enable_x64(True):
+    start, _, _ = setup.run(1, devices=2)
+    expected, _, history = setup.run(4, devices=2, state=start)
+    placed = steps.place((start, setup.frozen, setup.train_set), 2)
+    index = [batches.train_indices(0, step, 256, conftest.BATCH) for step in range(1, 5)]
+    state, metrics = setup.train_step(*placed, np.stack(index, -1).reshape(2, -1, 4))
+  for name in metrics:
+    np.testing.assert_allclose(metrics[name], [m[name] for m in history], rtol=1e-11)
+  for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize('devices, batch_size', [(1, 8), (1, 37), (2, 32), (4, 100)])
 def test_evaluation_counts_every_image_once(devices, batch_size):
   setup = conftest.make_setup('batchnorm')

@@ -138,6 +138,16 @@ def test_a_run_in_use_is_left_alone(data_dir, tmp_path, trained):
   assert sweep.progress(first).state == 'missing'
 
 
+def test_replicates_take_the_place_of_seeds(data_dir):
+  config = tiny(data_dir, seeds=4)
+  config.base.replicates = 2
+  assert [run.name for run in sweep.runs(config, 'x', only='nothing')] == [
+      'cifar_resnet8-nothing/seed0', 'cifar_resnet8-nothing/seed2']
+  config.base.replicates = 3
+  with pytest.raises(UserError, match='replicates is 3; allowed is a divisor of config.seeds = 4'):
+    sweep.runs(config, 'x')
+
+
 def test_a_mistake_is_told_before_any_run(data_dir, tmp_path, trained):
   config = tiny(data_dir)
   with pytest.raises(UserError, match='--only=nothing/seed7 is found in no run. There are cifar'):

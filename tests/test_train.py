@@ -14,6 +14,7 @@ from bnonly_jax import checkpoint
 from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import optimizer
+from bnonly_jax import processes
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax import workdir as workdir_lib
@@ -74,6 +75,8 @@ def test_the_result_says_what_was_run_and_what_came_out(run):
   assert (result['data'], result['train_images'], result['test_images']) == ('digits', 1437, 360)
   assert result['versions']['jax'] == jax.__version__ and result['device_kind'] == 'cpu'
   assert 0 < result['seconds'] < 60
+  names = ('test_accuracy', 'test_loss', 'untrained_test_accuracy', 'seed')
+  assert result['replicates'] == [{name: result[name] for name in names}]
 
 
 def test_the_metrics_are_all_there(run):
@@ -170,6 +173,12 @@ def test_it_learns(data_dir, tmp_path):
     ({'batch_size': 1440}, 'config.batch_size is 1440; .* 1437 training images in use'),
     ({'batch_size': 30}, 'a multiple of the 4 devices'),
     ({'epochs': 0}, 'config.epochs is 0'),
+    ({'steps_per_call': 0}, 'config.steps_per_call is 0; allowed is a number above 0'),
+    ({'replicates': 0}, 'config.replicates is 0; allowed is a number above 0'),
+    ({'replicates': 2, 'data.resident_limit': 0.0}, 'replicates is 2; .* 1 where the data are str'),
+    ({'replicates': 2, 'data.random_labels': 0.5}, 'allowed is 1 with config.data.random_labels'),
+    ({'replicates': 2, 'seed': 2**31 - 1}, 'up to 2147483648 less the 2 replicates'),
+    ({'steps_per_call': 2, 'data.resident_limit': 0.0}, 'allowed is 1 where the data are streamed'),
     ({'data.subsample': 0.1}, 'config.batch_size is 256; .* 144 training images in use'),
     ({'data.random_labels': 1.5}, 'config.data.random_labels is 1.5; allowed is 0 to 1'),
     ({'norm': 'instance'}, "config.norm is 'instance'; allowed is batch, group, layer, none"),
@@ -286,6 +295,51 @@ def test_checkpoints_come_by_steps_and_minutes(data_dir, tmp_path, monkeypatch):
                            tmp_path / 'minutes')
   # Five steps an epoch; the lines of metrics end with steps 2, 4, 5, 7, 9, 10.
   assert steps_saved == [10] + [4, 8, 10] + [2, 4, 5, 7, 9, 10]
+
+
+def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, tmp_path,
+                                                                      monkeypatch):
+  # Twenty-two steps an epoch; a small rate, since the loop of an accelerator rounds otherwise.
+  fields = {'epochs': 1, 'batch_size': 64, 'log_every': 5, 'checkpoint_every_steps': 9,
+            'checkpoint_keep': 9, 'optimizer.learning_rate': 1e-3}
+  train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / '1')
+  expected, state = without_times(metrics.read(tmp_path / '1')), last_state(tmp_path / '1')
+  config = tiny_config(data_dir, steps_per_call=3, **fields)
+  assert train.train_and_evaluate(config, tmp_path / '1')['steps'] == 22  # the same experiment
+  train.train_and_evaluate(config, tmp_path / 'cpu')  # where each step stays a call
+  assert without_times(metrics.read(tmp_path / 'cpu')) == expected
+  for a, b in zip(last_state(tmp_path / 'cpu'), state, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+  calls, real = [], metrics.TrainLog.add
+  monkeypatch.setattr(steps, 'loops_pay', lambda: True)
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics.TrainLog, 'add', lambda log, step, values: (
+        calls.append((step, np.size(values['loss']))), real(log, step, values)))
+    train.train_and_evaluate(config, tmp_path / '3')
+  # Lines after 5, 10, 15, 20 and 22 steps of an epoch, checkpoints after 9 and 18.
+  assert [number for _, number in calls] == [
+      3, 1, 1, 3, 1, 1, 3, 1, 1, 3, 1, 1, 1, 1]
+  lines = without_times(metrics.read(tmp_path / '3'))
+  assert [(line['step'], *line) for line in lines] == [(line['step'], *line) for line in expected]
+  for line, other in zip(lines, expected, strict=True):
+    assert line == pytest.approx(other, rel=1e-4)
+  for a, b in zip(last_state(tmp_path / '3'), state, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+  assert (sorted(p.name for p in (tmp_path / '3/checkpoints').iterdir())
+          == sorted(p.name for p in (tmp_path / '1/checkpoints').iterdir()))
+
+  # Killed in one call and told to stop after another: what follows falls into the same calls.
+  train_and_die(config, tmp_path / 'killed', 13)
+  with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    patch.setattr(processes, 'preempted', lambda call: call == 1)
+    train.train_and_evaluate(config, tmp_path / 'killed')
+  saved = sorted(int(p.name) for p in (tmp_path / 'killed/checkpoints').iterdir())
+  assert saved == [9, 13]
+  train.train_and_evaluate(config, tmp_path / 'killed')
+  assert without_times(metrics.read(tmp_path / 'killed')) == lines
+  for a, b in zip(last_state(tmp_path / 'killed'), last_state(tmp_path / '3'), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run, data_dir, tmp_path,

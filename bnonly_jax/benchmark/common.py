@@ -95,20 +95,26 @@ def training_step(config: ml_collections.ConfigDict
   rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
   tx = optimizer.create(config.optimizer, rate, planned.mask)
   devices = jax.local_device_count()
-  state, frozen = steps.create_state(train.draw_variables(config, planned), planned.mask, tx)
+  state, frozen = steps.stack([
+      steps.create_state(train.draw_variables(config, planned), planned.mask, tx)
+  ] * config.replicates)
   state, frozen = steps.place((state, steps.store(frozen, config.compute_dtype)), devices)
   step = steps.train_step(planned.network, tx, rate, 0, 0, False,
                           augment.normaliser(config.data.mean, config.data.std,
-                                             config.compute_dtype))
+                                             config.compute_dtype), config.replicates)
   images = np.random.default_rng(0).integers(
       0, 256, (config.batch_size, *planned.info.image_shape), np.uint8)
-  batch = next(steps.feed([data.Images(images, np.zeros(config.batch_size, np.int32))], devices))
+  whole, batch = None, data.Images(images, np.zeros(config.batch_size, np.int32))
+  if config.replicates > 1:  # these choose from one data set
+    index = np.arange(config.batch_size, dtype=np.int32)
+    whole, batch = steps.place(batch, devices), np.stack([index] * config.replicates, -1)
+  batch = next(steps.feed([batch], devices))
 
   def run():
     nonlocal state
-    state, _ = jax.block_until_ready(step(state, frozen, None, batch))
+    state, _ = jax.block_until_ready(step(state, frozen, whole, batch))
 
-  return lambda: step.lower(state, frozen, None, batch), run
+  return lambda: step.lower(state, frozen, whole, batch), run
 
 
 def all_reduced_bytes(config: ml_collections.ConfigDict) -> int:

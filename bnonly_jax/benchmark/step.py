@@ -40,7 +40,8 @@ def costs(config: ml_collections.ConfigDict, lowered: jax.stages.Lowered) -> dic
   return {
       'temporary': temporary, 'arguments': arguments,
       'peak': arguments + temporary + new_outputs,
-      'flops': describe.describe(config)['flops_step'] * config.batch_size,
+      'flops': (describe.describe(config)['flops_step'] * config.batch_size
+                * config.replicates),
       'convolutions': len(re.findall(r' convolution\(|custom_call_target="__cudnn\$conv', text)),
       'all_reduced': common.all_reduced_bytes_of(text),
       'accessed': (compiled.cost_analysis() or {}).get('bytes accessed', 0.0)}
@@ -57,9 +58,9 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
 
   Returns:
     `device`, `devices`, `jax`, `network`, `batch`, `compute_dtype`, and in `selections` for each
-    what `costs` gives and `step_seconds` (the median of seven), `images_per_second` and, on a
-    device in PEAKS, `share_of_flops` and `share_of_memory` of what it can do. Against another
-    selection also `start_seconds` (from the start of a new process to the end of its first step)
+    what `costs` gives, `step_seconds` (the median of seven), `images_per_second` (of all
+    replicates) and, on a device in PEAKS, `share_of_flops` and `share_of_memory` of what it can do.
+    Against another selection also `start_seconds` (of a new process to the end of its first step)
     and `compile_seconds` (tracing included). Against PyTorch what `_torch_row` gives as `torch`.
     `ratio` is of the first to the second.
   """
@@ -82,7 +83,8 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
   for selection, step_seconds in zip(selections, seconds, strict=False):
     config.train = selection
     row = result[selection]
-    row.update(step_seconds=step_seconds, images_per_second=config.batch_size / step_seconds)
+    row.update(step_seconds=step_seconds,
+               images_per_second=config.batch_size * config.replicates / step_seconds)
     if not torch:
       start_seconds, first = common.child(first_step, config)
       row.update(start_seconds=start_seconds, compile_seconds=first - step_seconds)

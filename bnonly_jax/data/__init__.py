@@ -29,8 +29,8 @@ class Feed(NamedTuple):
   """What training takes its images from."""
   train_set: Images | None  # whole and padded; None: streamed
   test_set: Images | None
-  # From a step on: what the step takes (int32 [n] into train_set, or Images [n]), and how many bad
-  # images were replaced in it.
+  # From a step on: what the step takes (int32 [n] into train_set, of several replicates [n, R]; or
+  # Images [n]), and how many bad images were replaced in it.
   train_batches: Callable[[int], Iterator[tuple[Any, int]]]
   # From the global batch size: what an evaluation takes, in batches, and the images' weights
   # float32 [n], 0 where there is no good image.
@@ -200,8 +200,14 @@ def form(config: ml_collections.ConfigDict, info: Info) -> decode.Form:
 
 
 def is_resident(config: ml_collections.ConfigDict, info: Info) -> bool:
-  """Whether a data set is kept whole on every device: what is decoded once and fits."""
+  """Whether a data set is kept whole on every device: what is decoded once and fits.
+
+  Args:
+    config: the run's. Replicates may each use other images.
+    info: the data set's, train_images being the number that each uses.
+  """
   height, width, channels = info.image_shape
   padded = (height + 2 * config.data.pad) * (width + 2 * config.data.pad)
-  size = channels * (info.train_images * padded + info.test_images * height * width)
+  train_images = info.train_images * min(config.replicates, 1 / config.data.subsample)
+  size = channels * (train_images * padded + info.test_images * height * width)
   return not config.data.image_size and size <= config.data.resident_limit * 2**30

@@ -31,9 +31,11 @@ def random_labels(images: int, share: float, classes: int, seed: int) -> np.ndar
   return labels
 
 
-@functools.lru_cache(maxsize=2)  # the steps of two epochs, at the border between them
-def _epoch_order(seed, epoch, images):
-  return seeds.host_generator(seed, f'epoch/{epoch}').permutation(images)
+@functools.lru_cache(maxsize=1024)  # replicates take turns
+def _orders(seed):
+  def order(epoch, images):
+    return seeds.host_generator(seed, f'epoch/{epoch}').permutation(images)
+  return functools.lru_cache(maxsize=2)(order)  # two epochs, at the border between them
 
 
 def train_indices(seed: int, step: int, images: int, batch_size: int) -> np.ndarray:
@@ -51,7 +53,7 @@ def train_indices(seed: int, step: int, images: int, batch_size: int) -> np.ndar
     int32 [batch_size].
   """
   epoch, position = divmod(step, images // batch_size)
-  return _epoch_order(seed, epoch, images)[position * batch_size:][:batch_size].astype(np.int32)
+  return _orders(seed)(epoch, images)[position * batch_size:][:batch_size].astype(np.int32)
 
 
 def eval_indices(images: int, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:

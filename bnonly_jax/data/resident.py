@@ -30,11 +30,15 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
   """
   skip = config.data.bad_images == 'skip'
   records = data.open_split(info, 'train')
-  chosen = batches.subsample(len(records), info.train_images, config.seed)
-  train, bad = load(config, info, records, chosen, config.data.pad, replace=skip)
-  drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
-                                config.seed)
-  train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
+  seeds = range(config.seed, config.seed + config.replicates)
+  chosen = [batches.subsample(len(records), info.train_images, seed) for seed in seeds]
+  used = np.unique(chosen)
+  places = [np.searchsorted(used, indices).astype(np.int32) for indices in chosen]
+  train, bad = load(config, info, records, used, config.data.pad, replace=skip)
+  if config.data.random_labels:
+    drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
+                                  config.seed)
+    train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
   records = data.open_split(info, info.test_split)
   test, bad_tests = load(config, info, records, np.arange(len(records)), 0, replace=False)
   if skip and process == 0:
@@ -47,7 +51,9 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
 
   def train_batches(start):
     for step in itertools.count(start):
-      index = batches.train_indices(config.seed, step, info.train_images, config.batch_size)
+      index = [place[batches.train_indices(seed, step, info.train_images, config.batch_size)]
+               for seed, place in zip(seeds, places, strict=True)]
+      index = np.stack(index, -1) if len(index) > 1 else index[0]
       yield batches.own_slice(index, process, processes), 0
 
   def eval_batches(batch_size):

@@ -38,6 +38,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   from bnonly_jax.data import augment
   from bnonly_jax.data import prepare
   out = epath.Path(out)
+  config = ml_collections.ConfigDict({**config.to_dict(), 'replicates': 1})  # the first
   info = train.plan(config).info
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
