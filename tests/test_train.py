@@ -300,7 +300,7 @@ def test_checkpoints_come_by_steps_and_minutes(data_dir, tmp_path, monkeypatch):
 def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, tmp_path,
                                                                       monkeypatch):
   # Twenty-two steps an epoch; a small rate, since the loop of an accelerator rounds otherwise.
-  fields = {'epochs': 1, 'batch_size': 64, 'log_every': 5, 'checkpoint_every_steps': 9,
+  fields = {'epochs': 1, 'batch_size': 64, 'log_every': 5, 'checkpoint_every_steps': 7,
             'checkpoint_keep': 9, 'optimizer.learning_rate': 1e-3}
   train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / '1')
   expected, state = without_times(metrics.read(tmp_path / '1')), last_state(tmp_path / '1')
@@ -317,9 +317,8 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
     patch.setattr(metrics.TrainLog, 'add', lambda log, step, values: (
         calls.append((step, np.size(values['loss']))), real(log, step, values)))
     train.train_and_evaluate(config, tmp_path / '3')
-  # Lines after 5, 10, 15, 20 and 22 steps of an epoch, checkpoints after 9 and 18.
-  assert [number for _, number in calls] == [
-      3, 1, 1, 3, 1, 1, 3, 1, 1, 3, 1, 1, 1, 1]
+  # Lines after 5, 10, 15, 20 and 22 steps of an epoch, checkpoints after 7, 14 and 21.
+  assert [number for _, number in calls] == [3, 1, 1, 1, 1, 3, 3, 1, 1, 3, 1, 1, 1, 1]
   lines = without_times(metrics.read(tmp_path / '3'))
   assert [(line['step'], *line) for line in lines] == [(line['step'], *line) for line in expected]
   for line, other in zip(lines, expected, strict=True):
@@ -335,7 +334,7 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
     patch.setattr(processes, 'preempted', lambda call: call == 1)
     train.train_and_evaluate(config, tmp_path / 'killed')
   saved = sorted(int(p.name) for p in (tmp_path / 'killed/checkpoints').iterdir())
-  assert saved == [9, 13]
+  assert saved == [7, 13]
   train.train_and_evaluate(config, tmp_path / 'killed')
   assert without_times(metrics.read(tmp_path / 'killed')) == lines
   for a, b in zip(last_state(tmp_path / 'killed'), last_state(tmp_path / '3'), strict=True):
