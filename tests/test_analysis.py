@@ -290,7 +290,6 @@ def test_a_run_that_goes_on_elsewhere_or_is_damaged_is_read_as_far_as_it_goes(wo
   loaded = analysis.load(workdir)
   copy = tmp_path / 'run'
   shutil.copytree(workdir, copy)
-  shutil.rmtree(copy / 'frozen')  # a run would write it anew
   for path in (copy / 'checkpoints/10').rglob('d/*'):
     if path.is_file():
       path.write_bytes(b'')
