@@ -95,6 +95,18 @@ if [[ -n $imagenet ]]; then
     --compile_limit="$limit"
 fi
 
+# Many steps in one call, and several seeds in one program: of the first network, whose steps are the
+# shortest.
+first=${networks%% *}
+if [[ -n $first ]]; then
+  step "${first}_call25" "configs/cifar10.py:$first" "$batch" "${dtypes##* }" \
+    --config.steps_per_call=25 --compile_limit="$limit"
+  for replicates in 2 5; do
+    no_torch=replicates step "${first}_replicates$replicates" "configs/cifar10.py:$first" "$batch" \
+      "${dtypes##* }" --config.replicates="$replicates"
+  done
+fi
+
 # The trace is of steps 10 to 60: so many epochs of the 1,437 scans as hold them.
 traced=resnet110
 if [[ " $networks " != *" $traced "* ]]; then traced=${networks%% *}; fi
@@ -105,12 +117,6 @@ if [[ -n $traced && ! -s $out/trace/result.json ]]; then
     --workdir="$out/trace" --config.batch_size="$batch" --config.compute_dtype="${dtypes##* }" \
     --config.epochs="$epochs" --config.eval_every="$epochs" --config.checkpoint_every="$epochs"
 fi
-
-# Rows of further fields belong here, each for a version that has the field, as in
-#   if grep -q 'config.FIELD = ' bnonly_jax/config.py; then
-#     step "resnet14_FIELD8" configs/cifar10.py:resnet14 "$batch" bfloat16 --config.FIELD=8
-#   fi
-# for steps_per_call and replicates.
 
 {
   "$python" -m bnonly_jax.benchmark table --rows="$out" 2>&1 || failed+=('summary.md')

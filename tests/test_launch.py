@@ -188,15 +188,16 @@ def test_the_gpu_benchmark_goes_on_after_a_failure_and_does_only_what_is_missing
   done, calls = measure()
   against = 1 + (importlib.util.find_spec('torch') is not None)
   assert done.returncode == 1, done.stderr
-  # Two networks in two precisions, the one in a big batch too; and the trace.
-  assert len(calls) == 6 * against + 1 and '--profile' in calls[-1]
+  # Two networks in two precisions, one in a big batch too, the first with many steps a call and
+  # with two numbers of replicates; and the trace.
+  assert len(calls) == 7 * against + 3 and '--profile' in calls[-1]
   summary = (tmp_path / 'out/summary.md').read_text()
   assert '- resnet20_b8_float32_all: error: no memory' in summary
   assert summary.count('| n |') == 4 * against and '| resnet14_b1024_bfloat16_all | n |' in summary
   assert ('PyTorch is not installed: its rows are left out' in summary) == (against == 1)
   (tmp_path / 'mended').touch()
   done, calls = measure()
-  assert done.returncode == 0 and len(calls) == 2 * against
+  assert done.returncode == 0 and len(calls) == 3 * against + 2
   assert all('resnet20' in call for call in calls)
   assert 'resnet14_b8_float32_all: there' in done.stdout
   assert 'no memory' not in (tmp_path / 'out/summary.md').read_text()

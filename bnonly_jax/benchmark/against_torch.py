@@ -63,8 +63,9 @@ def specification(config: ml_collections.ConfigDict) -> dict[str, Any]:
       PyTorch is not installed.
   """
   for field, allowed in (('train', ('batchnorm', 'all')), ('norm', ('batch',)),
-                         ('remat', ('none',))):
-    require(config, field, f'{" or ".join(allowed)} with --against=torch', config[field] in allowed)
+                         ('remat', ('none',)), ('replicates', (1,))):
+    require(config, field, f'{" or ".join(map(str, allowed))} with --against=torch',
+            config[field] in allowed)
   if importlib.util.find_spec('torch') is None:
     raise UserError('--against=torch needs PyTorch, which is not installed. Install it with'
                     " pip install -e '.[torch]', or compare with --against=all.")

@@ -84,12 +84,18 @@ def child(call: Callable[[ml_collections.ConfigDict], Any], config: ml_collectio
   return seconds, json.loads(line)
 
 
+def steps_a_call(config: ml_collections.ConfigDict) -> int:
+  """Returns how many training steps a run of this config makes in one call on these devices."""
+  return config.steps_per_call if steps.loops_pay() else 1
+
+
 def training_step(config: ml_collections.ConfigDict
                   ) -> tuple[Callable[[], jax.stages.Lowered], Callable[[], None]]:
   """Builds the training step for all devices, on random images, so that no data set is needed.
 
   Returns:
-    A function that lowers it for the compiler, and one that runs it once, compiling it first.
+    A function that lowers it for the compiler, and one that makes `steps_a_call(config)` steps in
+    one call, compiling it first.
   """
   planned = train.plan(config, describe.find_or_assume(config)[0])
   rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
@@ -105,9 +111,11 @@ def training_step(config: ml_collections.ConfigDict
   images = np.random.default_rng(0).integers(
       0, 256, (config.batch_size, *planned.info.image_shape), np.uint8)
   whole, batch = None, data.Images(images, np.zeros(config.batch_size, np.int32))
-  if config.replicates > 1:  # these choose from one data set
-    index = np.arange(config.batch_size, dtype=np.int32)
-    whole, batch = steps.place(batch, devices), np.stack([index] * config.replicates, -1)
+  together = [n for n in (config.replicates, steps_a_call(config)) if n > 1]
+  if together:  # these choose from one data set
+    whole, batch = steps.place(batch, devices), np.arange(config.batch_size, dtype=np.int32)
+    for number in together:
+      batch = np.stack([batch] * number, -1)
   batch = next(steps.feed([batch], devices))
 
   def run():

@@ -77,8 +77,10 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
     if torch:
       errors = against_torch.wait_for_all(peers, compile_limit)
       seconds, number = _steps_in_turn(built[config.train], peers)
+      seconds[0] /= common.steps_a_call(config)
     else:
-      seconds = common.interleaved_seconds(list(built.values()))
+      seconds = [s / common.steps_a_call(config)
+                 for s in common.interleaved_seconds(list(built.values()))]
   kind, devices = jax.devices()[0].device_kind, jax.local_device_count()
   for selection, step_seconds in zip(selections, seconds, strict=False):
     config.train = selection
