@@ -33,6 +33,7 @@ from bnonly_jax import masks
 from bnonly_jax import metrics
 from bnonly_jax import optimizer
 from bnonly_jax import plots
+from bnonly_jax import processes
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax import workdir as workdir_lib
@@ -345,17 +346,22 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
   }
   _print(analysis)
   title = f'{config.network}, {config.data.name}, training {config.train}, step {loaded.step}'
-  try:
+
+  def write():
     written = [workdir / file_name(config, replicate)]
     workdir_lib.write_json(written[0], analysis)
     for draw in (plots.gamma_beta_by_layer, plots.small_gammas, plots.relus):
       if analysis['gamma'] or draw is plots.relus:
         written.append(workdir / f'{written[0].stem}_{draw.__name__}.png')
         draw(analysis, written[-1], title)
+    return [str(path) for path in written]
+
+  try:
+    written = processes.on_main(write)
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). Make room,'
                     ' or copy it and give the copy as --workdir.') from error
-  metrics.console.print('  '.join(map(str, written)))
+  metrics.console.print('  '.join(written))
   return analysis
 
 
@@ -398,7 +404,7 @@ def _test_batches(loaded, doing):
     prepare.prepare('digits', config.data.dir)
   # A feed has at least one training image; more need not be read.
   feed = train.open_feed(config, info._replace(train_images=1))
-  size = -(-config.eval_batch_size // here) * here
+  size = -(-config.eval_batch_size // jax.device_count()) * jax.device_count()
   batches = rich.progress.track(
       steps.feed(feed.eval_batches(size), here), doing, -(-info.test_images // size),
       console=metrics.console, transient=True, disable=not metrics.console.is_terminal)

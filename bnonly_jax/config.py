@@ -191,6 +191,8 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
       there = ', '.join(sorted(str(path) for path in pathlib.Path(folder).glob('*.py')))
       return (f'--config={value}: there is no file {file}. Allowed is the path of a config file'
               f' (here: {there or "none"}), and after it a colon and its argument.')
+    if f'config.base.{name}' in (f'config.{f}' for f in fields) and name not in fields:
+      return f'--{flag}: a field of every run of a sweep is set with --config.base.{name}={value}'
     if flag in fields:
       return f'--{flag}: a field of the config is set with --config.{flag}={value}'
     if flag.startswith('config.') and name not in fields:
@@ -229,6 +231,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
   Raises:
     UserError: a field is missing, of another type or out of range.
   """
+  if 'points' in config:
+    raise UserError('--config is a sweep, of many runs. Train them by bnonly_jax.sweep:'
+                    ' python -m bnonly_jax.sweep --config=... --workdir=...')
   defaults, given = flat(default_config()), flat(config)
   if given.keys() != defaults.keys():
     names = ', '.join(sorted(given.keys() ^ defaults.keys()))
@@ -245,6 +250,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check(field, '0 or more', lambda v: v >= 0)
   check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
   check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
+  check('steps_per_call', f'up to config.log_every = {config.log_every}, at whose lines calls end',
+        lambda v: v <= config.log_every)
   check('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
   require(config, 'replicates', '1 with config.data.random_labels: give each seed a run of its own',
           config.replicates == 1 or not config.data.random_labels)

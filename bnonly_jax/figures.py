@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import csv
 import io
 import os
-from typing import Any
+import re
 from typing import NamedTuple
 
 from absl import flags
@@ -25,10 +25,10 @@ from bnonly_jax import plots
 from bnonly_jax import sweep
 from bnonly_jax import sweep_config
 from bnonly_jax import workdir as workdir_lib
+from bnonly_jax.config import flat
+from bnonly_jax.config import UserError
 
 _MARKERS = 'osD^vP*'
-_THRESHOLDS = (0.01, 0.05, 0.1)
-_QUANTILES = (5, 25, 50, 75, 95)
 
 
 class Row(NamedTuple):
@@ -64,17 +64,27 @@ def rows(config: ml_collections.ConfigDict, workdir: str | os.PathLike, panel: s
     >>> [(row.line, row.x, row.mean) for row in rows(config, 'runs/depth', 'test_accuracy')]
     [('BatchNorm', 14, 47.1), ...]
   """
-  table = []
+  table, comparable = [], _as_the_paper(config)
   for point, runs in _by_point(config, workdir):
-    found = [values for run in runs for values in _measured(run, panel)]
-    published = None if config.scale == 'smoke' else paper.value(panel, point.changes)
-    missing = sum(not _measured(run, panel) for run in runs)
+    measured = [_measured(run, panel) for run in runs]
+    found = [values for of_run in measured for values in of_run]
+    missing = config.base.replicates * sum(not of_run for of_run in measured)
+    published = paper.value(panel, point.changes) if comparable else None
     for at in list(dict.fromkeys(at for values in found for at in values)) or [None]:
-      numbers = [values[at] for values in found]
+      numbers = [values[at] for values in found if at in values]
       table.append(Row(point.line, point.x, at, len(numbers), missing,
                        float(np.mean(numbers)) if numbers else None,
                        float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None, published))
   return table
+
+
+def _as_the_paper(config):
+  """Whether the runs differ from the paper's in no more than the scale says."""
+  recipe = 'imagenet' if config.base.network.startswith('imagenet') else 'cifar10'
+  ours, papers = flat(config.base), flat(sweep_config.base(config.scale, recipe))
+  free = (*workdir_lib.FREE, 'seed', 'replicates')
+  return config.scale != 'smoke' and all(
+      ours[name] == value for name, value in papers.items() if name not in free)
 
 
 def _by_point(config, workdir):
@@ -98,20 +108,24 @@ def _measured(run, panel):
   if panel in sweep_config.RESULTS:
     return [{None: 100 * seed[panel]} for seed in result.get('replicates', [result])
             if seed.get(panel) is not None]
-  return [_of_analysis(analysis, panel) for analysis in sweep.analyses(run)]
+  return [_of_analysis(analysis, panel) for analysis in sweep.analyses(run)
+          if analysis['gamma'] or panel == 'silent_relus']  # without norms there is no gamma
 
 
 def _of_analysis(analysis, panel):
   if panel == 'silent_relus':
     return {None: 100 * analysis['relus']['all']['silent_share']}
-  if panel == 'small_gammas':
-    return {t: 100 * analysis['gamma']['all'][f'below_{t}'] for t in _THRESHOLDS}
   if panel == 'zeroed':
     return {row['threshold']: 100 * row['test_accuracy'] for row in analysis['thresholds']}
-  return {quantile: analysis[panel]['all'][f'q{quantile}'] for quantile in _QUANTILES}
+  if panel == 'small_gammas':
+    return {float(name.removeprefix('below_')): 100 * share
+            for name, share in analysis['gamma']['all'].items() if name.startswith('below_')}
+  return {int(name[1:]): value for name, value in analysis[panel]['all'].items()
+          if re.fullmatch(r'q\d+', name)}
 
 
-def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> epath.Path:
+def draw(config: ml_collections.ConfigDict,
+         workdir: str | os.PathLike) -> tuple[epath.Path, dict[str, list[Row]]]:
   """Draws all panels of a sweep, and writes their tables and the report.
 
   Args:
@@ -119,16 +133,20 @@ def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> epath
     workdir: the folder of all runs.
 
   Returns:
-    The path of report.html.
+    The path of report.html, and the rows of each panel.
 
   Raises:
-    UserError: a run's config is none.
+    UserError: a run's config is none, or there is no such folder.
 
   Example:
-    >>> draw(config, 'runs/depth')
+    >>> draw(config, 'runs/depth')[0]
     PosixPath('runs/depth/figures/main_depth/report.html')
   """
   from bnonly_jax import report
+  sweep.check(config)
+  if not workdir_lib.path(workdir).is_dir():
+    raise UserError(f'--workdir={workdir} is no folder; needed is that of a sweep\'s runs. Train'
+                    ' them there: python -m bnonly_jax.sweep with the same flags.')
   folder = workdir_lib.path(workdir) / 'figures' / config.name
   folder.mkdir(parents=True, exist_ok=True)
   panels = {}
@@ -149,7 +167,7 @@ def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> epath
     (folder / f'{panel}.csv').write_text(_csv(panels[panel]))
     (folder / f'{panel}.md').write_text(markdown(config, panel, panels[panel]))
   (folder / 'report.html').write_text(report.html(config, workdir, folder, panels))
-  return folder / 'report.html'
+  return folder / 'report.html', panels
 
 
 def label(panel: str) -> str:
@@ -158,19 +176,21 @@ def label(panel: str) -> str:
 
 
 def source(config: ml_collections.ConfigDict) -> str:
-  """Says what the runs were trained on: a line below every title."""
+  """Says what the runs are trained on: a line below every title."""
+  names = dict.fromkeys(point.changes.get('data.name', config.base.data.name)
+                        for point in config.points)
   share = config.base.data.subsample
   part = f'{share:.0%} of ' if share < 1 else ''
   seeds = f'{config.seeds} seed' + 's' * (config.seeds > 1)
-  return f'{part}{config.base.data.name}, {config.base.epochs} epochs, {seeds}'
+  return f'{part}{" and ".join(names)}, {config.base.epochs} epochs, {seeds}'
 
 
-def _axes(config, columns=1):
+def _axes(config, columns=1, spread='bars'):
   columns = max(columns, 1)
   figure, axes = plots.pyplot().subplots(
       1, columns, figsize=(max(6.4, 3.6 * columns), 4.4), layout='constrained', squeeze=False,
       sharey=True)
-  figure.suptitle(f'{config.title}\n{source(config)}; bars: one standard deviation over seeds',
+  figure.suptitle(f'{config.title}\n{source(config)}; {spread}: one standard deviation over seeds',
                   fontsize='medium')
   for one in axes.flat:
     one.grid(alpha=0.3)
@@ -196,6 +216,8 @@ def _lines(config, panel, table):
     place = lambda row, shift=shift: row.x if numeric else xs.index(row.x) + shift
     level = [row for row in own if row.x is None]
     for row in level:
+      if row.paper is not None:
+        axes.axhline(row.paper, color=colour, linestyle=':', label=f'{line}, the paper')
       if row.mean is None:
         axes.plot([], [], color=colour, linestyle='--', label=f'{line} (not run)')
       else:
@@ -225,7 +247,7 @@ def _lines(config, panel, table):
 
 def _legend(figure, axes, table):
   handles, labels = axes.get_legend_handles_labels()
-  if any(row.paper is not None for row in table):
+  if any(row.x is not None and row.paper is not None for row in table):
     handles.append(axes.plot([], [], 'o', color=plots.GREY, markerfacecolor='none',
                              markersize=9)[0])
     labels.append('the paper, its full recipe')
@@ -256,30 +278,32 @@ def _by_threshold(config, panel, table):
 
 def _histograms(config, workdir, panel):
   """Histograms, mean over seeds and a band of one standard deviation, one pair of axes an x."""
-  points = list(_by_point(config, workdir))
+  points = [(point, [analysis[panel] for run in runs for analysis in sweep.analyses(run)
+                     if analysis[panel]]) for point, runs in _by_point(config, workdir)]
   xs = list(dict.fromkeys(point.x for point, _ in points))
-  figure, all_axes = _axes(config, len(xs))
+  figure, all_axes = _axes(config, len(xs), 'bands')
   styles = _style(point.line for point, _ in points)
-  for point, runs in points:
-    axes, (colour, _) = all_axes[xs.index(point.x)], styles[point.line]
-    found = [analysis[panel] for run in runs for analysis in sweep.analyses(run)]
-    if not found:
-      axes.plot([], [], color=colour, label=f'{point.line} (not run)')
-      continue
-    edges = np.linspace(min(one['bins'][0] for one in found),
-                        max(one['bins'][-1] for one in found), 61)
-    shares = [100 * np.diff(np.interp(edges, one['bins'], _cumulated(one['all']['histogram'])))
-              for one in found]
-    mean = np.mean(shares, 0)
-    sd = np.std(shares, 0, ddof=1) if len(shares) > 1 else np.zeros_like(mean)
-    axes.stairs(mean, edges, color=colour, label=point.line, linewidth=1.5)
-    axes.stairs(mean + sd, edges, baseline=np.maximum(mean - sd, 0), fill=True, color=colour,
-                alpha=0.2)
   for axes, x in zip(all_axes, xs, strict=True):
+    there = [one for point, found in points if point.x == x for one in found]
+    if there:
+      edges = np.linspace(min(one['bins'][0] for one in there),
+                          max(one['bins'][-1] for one in there), 61)
+    for point, found in points:
+      colour = styles[point.line][0]
+      if point.x == x and not found:
+        axes.plot([], [], color=colour, label=f'{point.line} (not run)')
+      elif point.x == x:
+        shares = [100 * np.diff(np.interp(edges, one['bins'], _cumulated(one['all']['histogram'])))
+                  for one in found]
+        mean = np.mean(shares, 0)
+        sd = np.std(shares, 0, ddof=1) if len(shares) > 1 else np.zeros_like(mean)
+        axes.stairs(mean, edges, color=colour, label=point.line, linewidth=1.5)
+        axes.stairs(mean + sd, edges, baseline=np.maximum(mean - sd, 0), fill=True, color=colour,
+                    alpha=0.2)
     axes.set_title(x, fontsize='medium')
     axes.set_xlabel(panel)
     axes.legend(fontsize='small')
-  all_axes[0].set_ylabel(label(panel))
+  all_axes[0].set_ylabel(f'share of the {panel}s in a bin (%)')
   return figure
 
 
@@ -293,7 +317,7 @@ def cells(config: ml_collections.ConfigDict, panel: str,
   """Returns a table's head and lines as text, without columns that would be empty."""
   number = lambda value: '' if value is None else f'{value:.4g}' if panel in (
       'gamma', 'beta') else f'{value:.2f}'
-  at = {'gamma': 'quantile', 'beta': 'quantile'}.get(panel, 'threshold')
+  at = {'gamma': 'quantile, %', 'beta': 'quantile, %'}.get(panel, 'threshold')
   head = ['', config.x, at, 'runs', 'missing', 'mean', 'standard deviation', 'paper', 'difference']
   lines = [[row.line, '' if row.x is None else f'{row.x:g}' if isinstance(row.x, int | float)
             else row.x, '' if row.at is None else f'{row.at:g}', str(row.runs),
@@ -320,16 +344,11 @@ def _csv(table: Sequence[Row]) -> str:
 
 
 def main() -> None:
-  path = draw(_CONFIG.value, _WORKDIR.value)
-  _print_tables(_CONFIG.value, _WORKDIR.value)
+  path, panels = draw(_CONFIG.value, _WORKDIR.value)
+  for panel, table in panels.items():
+    metrics.console.print(f'{_CONFIG.value.title}: {label(panel)}; {source(_CONFIG.value)}')
+    metrics.print_columns(*cells(_CONFIG.value, panel, table))
   metrics.console.print(f'written: {path} and beside it each figure and table')
-
-
-def _print_tables(config: Any, workdir: str) -> None:
-  for panel in config.panels:
-    metrics.console.print(f'{config.title}: {label(panel)}; {source(config)}')
-    head, lines = cells(config, panel, rows(config, workdir, panel))
-    metrics.print_columns(head, lines)
 
 
 if __name__ == '__main__':

@@ -57,8 +57,8 @@ def html(config: ml_collections.ConfigDict, workdir: str | os.PathLike, folder: 
               f'<img alt="{name}" src="data:image/svg+xml;base64,{drawing}">',
               _table(*figures.cells(config, panel, table))]
   parts += ['<h2>Runs</h2>', _table(*_runs(runs)), _costs(runs)]
-  base = flat(config.base)
-  changed = {name: value for name, value in base.items() if value != flat(default_config())[name]}
+  base, defaults = flat(config.base), flat(default_config())
+  changed = {name: value for name, value in base.items() if value != defaults[name]}
   parts += ['<h2>Config</h2><p>What all runs have, where it differs from the defaults:</p>',
             _table(['field', 'value'], [[name, str(value)] for name, value in changed.items()]),
             '<details><summary>All fields</summary>',

@@ -9,6 +9,7 @@ command again goes on after a kill. A run that fails is left behind, told at the
 again by the next command. The figures: python -m bnonly_jax.figures.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -24,10 +25,12 @@ import ml_collections
 from bnonly_jax import command_line
 from bnonly_jax import sweep_config
 from bnonly_jax import workdir as workdir_lib
+from bnonly_jax.config import default_config
+from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.config import validate
 
-STATES = ('done', 'diverged', 'running', 'stopped', 'failed', 'missing')
+STATES = ('done', 'diverged', 'running', 'stopped', 'failed', 'other', 'missing')
 
 
 class Run(NamedTuple):
@@ -40,7 +43,7 @@ class Run(NamedTuple):
 
 class Progress(NamedTuple):
   """How far a run is."""
-  state: str  # one of STATES
+  state: str  # one of STATES; other: the folder holds another experiment
   steps: int = 0  # training steps done
   seconds: float = 0.0  # spent on them
   result: dict[str, Any] | None = None  # result.json
@@ -62,6 +65,7 @@ def runs(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
     >>> [run.name for run in runs(config, 'runs/depth', only='resnet14.*seed0')]
     ['cifar_resnet14-batchnorm/seed0', 'cifar_resnet14-all/seed0', ...]
   """
+  check(config)
   try:
     expression = re.compile(only)
   except re.error as error:
@@ -95,12 +99,45 @@ def _config_of(config, point, seed):
   return run_config
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks what a sweep's config has besides its runs.
+
+  Raises:
+    UserError: it is no sweep's, or a field is out of range.
+  """
+  if 'base' not in config or 'points' not in config:
+    raise UserError('--config is that of a single run; needed is a sweep\'s, as those in'
+                    ' configs/figures. For a single run: python -m bnonly_jax.main.')
+  panels = {**sweep_config.RESULTS, **sweep_config.ANALYSES}
+  for panel in config.panels:
+    if panel not in panels:
+      raise UserError(f'config.panels has {panel!r}; allowed are {", ".join(panels)}.')
+  if config.seeds < 1:
+    raise UserError(f'config.seeds is {config.seeds}; allowed is 1 or more. Set --config.seeds=...')
+
+
+def share(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only: str, task: int,
+          tasks: int) -> list[Run]:
+  """Returns every tasks-th of the runs, from the task-th on: tasks share none.
+
+  Raises:
+    UserError: as `runs`, or there is no such task.
+  """
+  if not 0 <= task < tasks:
+    raise UserError(f'--task={task} with --tasks={tasks}; allowed is a task from 0 to --tasks less'
+                    ' one. Give the first one --task=0.')
+  return runs(config, workdir, only)[task::tasks]
+
+
 def point_name(config: ml_collections.ConfigDict, point: sweep_config.Point) -> str:
   """Names a point's runs by network, selection and what else it changes in config.base."""
   changes = {'network': config.base.network, 'train': config.base.train, **point.changes}
   others = [f'{field.rpartition(".")[2]}={value}' for field, value in sorted(changes.items())
             if field not in ('network', 'train')]
-  return re.sub(r'[^\w.+=-]', '', '-'.join([changes['network'], changes['train'], *others]))
+  name = '-'.join([changes['network'], changes['train'].replace('random:', 'random'), *others])
+  plain = re.sub(r'[^\w.+=-]', '', name)
+  # What a folder's name cannot hold still tells two points apart.
+  return plain if plain == name else f'{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}'
 
 
 def progress(run: Run) -> Progress:
@@ -109,10 +146,14 @@ def progress(run: Run) -> Progress:
   lines = metrics.read(run.workdir) if run.workdir.exists() else []
   steps = max((line['step'] for line in lines), default=0)
   seconds = sum(line.get('time_seconds') or 0 for line in lines)
-  result = run.workdir / 'result.json'
+  facts, held, result = flat(run.config), run.workdir / 'config.json', run.workdir / 'result.json'
+  if held.exists():
+    there = {**flat(default_config()), **workdir_lib.read_json(held)}
+    if workdir_lib.differences(there, facts, facts):
+      return Progress('other')
   if result.exists():
     result = workdir_lib.read_json(result)
-    if result['diverged'] or result['epochs'] >= run.config.epochs:
+    if result['diverged'] or result['epochs'] == run.config.epochs:
       return Progress('diverged' if result['diverged'] else 'done', steps, seconds, result)
   if workdir_lib.is_locked(run.workdir):
     return Progress('running', steps, seconds)
@@ -133,15 +174,15 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
     config: the sweep's.
     workdir: the folder of all runs.
     only: as for `runs`.
-    task: takes every tasks-th run, from this one on: tasks share no run and need not know of each
-      other.
-    tasks: how many share the sweep.
+    task: as for `share`.
+    tasks: how many share the sweep; they need not know of each other.
 
   Returns:
     The runs that failed.
 
   Raises:
-    UserError: before any run: a config is none, or a data set is not prepared.
+    UserError: before any run: a config is none, a data set is not prepared, the folder cannot be.
+      With several processes also the first run that fails.
     SystemExit, KeyboardInterrupt: as for `train_and_evaluate`; the same call goes on.
   """
   import jax
@@ -150,10 +191,12 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   from bnonly_jax import metrics
   from bnonly_jax import processes
   from bnonly_jax import train
-  if not 0 <= task < tasks:
-    raise UserError(f'--task={task} with --tasks={tasks}; allowed is a task from 0 to {tasks - 1}.'
-                    ' Give the first one --task=0.')
-  own = runs(config, workdir, only)[task::tasks]
+  metrics.console.quiet = not processes.is_main()
+  own = share(config, workdir, only, task, tasks)
+  exists = next(p for p in (own[0].workdir, *own[0].workdir.parents) if p.exists())
+  if not exists.is_dir():
+    raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder. Choose another'
+                    ' --workdir.')
   for run in {run.config.data.name: run for run in own}.values():
     data.find(run.config)
   failed = []
@@ -172,35 +215,35 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
       if state == 'done' and set(config.panels) & set(sweep_config.ANALYSES):
         _analyse(run)
     except Exception as error:
-      if jax.process_count() > 1 and not isinstance(error, UserError):
-        raise  # the other processes may be waiting inside the run
-      if processes.on_main(lambda run=run: progress(run).state) == 'running':
+      if jax.process_count() > 1:
+        raise  # the others may be inside the run, waiting for this process
+      if progress(run).state in ('running', 'done', 'diverged'):
         metrics.console.print(f'{say}running elsewhere')  # since a moment ago
         continue
       text = str(error) if isinstance(error, UserError) else traceback.format_exc()
       metrics.console.print(f'{say}failed: {text.strip().splitlines()[-1]}')
-      processes.on_main(lambda run=run, text=text: _write_failure(run, text))
+      _failure(run).parent.mkdir(parents=True, exist_ok=True)
+      _failure(run).write_text(text + '\n')
       failed.append(run)
     jax.clear_caches()  # the next run compiles its own
   return failed
 
 
-def _write_failure(run, text):
-  _failure(run).parent.mkdir(parents=True, exist_ok=True)
-  _failure(run).write_text(text + '\n')
-
-
 def _analyse(run):
   from bnonly_jax import analysis
+  from bnonly_jax import processes
+  there = processes.on_main(lambda: [found['seed'] for found in analyses(run)])
   for replicate in range(run.config.replicates):
-    if not (run.workdir / analysis.file_name(run.config, replicate)).exists():
+    if run.config.seed + replicate not in there:
       analysis.analyse(run.workdir, replicate=replicate)
 
 
 def analyses(run: Run) -> list[dict[str, Any]]:
-  """Returns what the analysis of each of a run's replicates holds, of those that there are."""
-  files = sorted(run.workdir.glob('analysis*.json')) if run.workdir.exists() else []
-  return [workdir_lib.read_json(file) for file in files]
+  """Returns what the analysis of each of a run's replicates holds, of those made after its end."""
+  result = progress(run).result
+  files = sorted(run.workdir.glob('analysis*.json')) if result else []
+  found = [workdir_lib.read_json(file) for file in files]
+  return [one for one in found if one['step'] == result['steps']]
 
 
 def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
@@ -227,7 +270,7 @@ def print_list(config: ml_collections.ConfigDict, workdir: str | os.PathLike, on
                task: int = 0, tasks: int = 1) -> None:
   """Prints every run, its state, and what it changes in the base config."""
   from bnonly_jax import metrics
-  for run in runs(config, workdir, only)[task::tasks]:
+  for run in share(config, workdir, only, task, tasks):
     changes = '  '.join(f'{field}={value}' for field, value in run.point.changes.items())
     metrics.console.print(f'{run.name}  {progress(run).state}  {changes}')
 
@@ -246,7 +289,7 @@ def estimate(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only
 
   from bnonly_jax import describe
   from bnonly_jax.benchmark import common
-  planned = [(run, progress(run)) for run in runs(config, workdir, only)[task::tasks]]
+  planned = [(run, progress(run)) for run in share(config, workdir, only, task, tasks)]
 
   def point_of(run):
     return run.name.rpartition('/')[0]
@@ -260,8 +303,7 @@ def estimate(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only
       measured[point_of(run)] = steps + so_far.steps, seconds + so_far.seconds
   if not measured:
     run = planned[0][0]
-    _, step = common.training_step(run.config)
-    measured[point_of(run)] = 1, common.median_seconds(step)
+    measured[point_of(run)] = 1, common.step_seconds(run.config)
   rate = np.median([flops[name] * steps / seconds for name, (steps, seconds) in measured.items()])
   left = []
   for run, so_far in planned:

@@ -24,8 +24,8 @@ RESULTS = {
     'train_accuracy': 'accuracy on the training batches of the last epoch (%)',
 }
 ANALYSES = {
-    'gamma': 'share of the gammas (%)',
-    'beta': 'share of the betas (%)',
+    'gamma': 'gamma',
+    'beta': 'beta',
     'small_gammas': 'gammas with |gamma| < t (%)',
     'zeroed': 'test accuracy without gammas below t (%)',
     'silent_relus': 'ReLUs that never fire on the test set (%)',

@@ -3,6 +3,7 @@
 A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 """
 
+from collections.abc import Iterable
 import contextlib
 import fcntl
 import json
@@ -75,12 +76,7 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   except (ValueError, TypeError) as error:
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
                     ' another --workdir.') from error
-  differ = [f'{name} = {there.get(name)!r} there and {facts.get(name)!r} here'
-            for name in sorted(there.keys() | facts.keys())
-            if name not in (*FREE, 'epochs') and there.get(name) != facts.get(name)]
-  if there['epochs'] > facts['epochs']:
-    differ.append(f'epochs = {there["epochs"]} there and {facts["epochs"]} here, which may only'
-                  ' grow')
+  differ = differences(there, facts, there.keys() | facts.keys())
   if differ:
     raise UserError(f'--workdir={workdir} holds another experiment: {"; ".join(differ)}.'
                     ' Choose another --workdir, or give the same config to go on with that run.'
@@ -111,6 +107,23 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error});'
                     f' {allowed}') from error
   return config, facts
+
+
+def differences(there: dict[str, Any], facts: dict[str, Any], names: Iterable[str]) -> list[str]:
+  """Says in which of the named facts a run differs from another so that it cannot go on as that.
+
+  Args:
+    there: the facts of the run that there is, with defaults for what it lacks.
+    facts: those of the run that is wanted.
+    names: which of them count; those in FREE do not.
+  """
+  differ = [f'{name} = {there.get(name)!r} there and {facts.get(name)!r} here'
+            for name in sorted(names)
+            if name not in (*FREE, 'epochs') and there.get(name) != facts.get(name)]
+  if there['epochs'] > facts['epochs']:
+    differ.append(f'epochs = {there["epochs"]} there and {facts["epochs"]} here, which may only'
+                  ' grow')
+  return differ
 
 
 def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:
@@ -166,8 +179,10 @@ def is_locked(workdir: epath.Path) -> bool:
   with open(workdir / '.lock') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       return True
+    except OSError:  # a file system without locks
+      return False
   return False
 
 

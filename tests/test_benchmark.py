@@ -63,7 +63,7 @@ def test_steps_are_timed_on_simulated_devices():
   config = default_config()
   config.update(network='cifar_resnet8', batch_size=4)
   config.data.update(name='none')
-  _, seconds = common.child(scale.step_seconds, config, devices=2)
+  _, seconds = common.child(common.step_seconds, config, devices=2)
   assert 0 < seconds < 10
 
 

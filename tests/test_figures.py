@@ -25,14 +25,15 @@ def finish(config, workdir, name, accuracy, analysis=None, **more):
   (run,) = [run for run in sweep.runs(config, workdir) if run.name == name]
   run.workdir.mkdir(parents=True)
   result = {'test_accuracy': accuracy, 'test_top5_accuracy': accuracy, 'diverged': False,
-            'epochs': config.base.epochs, 'untrained_test_accuracy': 0.1,
+            'epochs': config.base.epochs, 'steps': 9, 'untrained_test_accuracy': 0.1,
             'trained_parameters': 1120, 'devices': 1, 'device_kind': 'cpu',
             'versions': {'jax': '1.2.3'}, **more}
   (run.workdir / 'result.json').write_text(json.dumps(result))
   (run.workdir / 'metrics.jsonl').write_text(
       '{"step": 9, "epoch": 7.5, "train_accuracy": 0.6, "time_seconds": 60}\n')
   if analysis:
-    (run.workdir / 'analysis.json').write_text(json.dumps(analysis))
+    (run.workdir / 'analysis.json').write_text(json.dumps(
+        {'step': 9, 'gamma': None, **analysis}))
 
 
 def texts(path):
@@ -59,7 +60,7 @@ def test_rows_have_mean_spread_and_the_papers_value(tmp_path):
 def test_what_is_missing_is_said_and_not_drawn_as_zero(tmp_path):
   config = make()
   finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed0', 0.4)
-  report = figures.draw(config, tmp_path)
+  report, _ = figures.draw(config, tmp_path)
   folder = report.parent
   assert (folder / 'test_accuracy.png').read_bytes()[:4] == b'\x89PNG'
   drawn = texts(folder / 'test_accuracy.svg')
@@ -112,7 +113,50 @@ def test_panels_of_the_analysis(tmp_path):
   assert means('zeroed') == pytest.approx({0.0: 40, 0.05: 30})
   assert means('silent_relus') == {None: 25}
   assert means('gamma') == pytest.approx({5: 0.05, 25: 0.25, 50: 0.5, 75: 0.75, 95: 0.95})
-  folder = figures.draw(config, tmp_path).parent
+  folder = figures.draw(config, tmp_path)[0].parent
   for panel in config.panels:
     assert 'all (not run' in texts(folder / f'{panel}.svg'), panel
-  assert 'share of the gammas (%)' in texts(folder / 'gamma.svg')
+  assert 'share of the gammas in a bin (%)' in texts(folder / 'gamma.svg')
+
+
+def test_an_analysis_of_an_earlier_step_does_not_count(tmp_path):
+  config = make(('silent_relus',))
+  for seed, step in enumerate((9, 4)):
+    finish(config, tmp_path, f'cifar_resnet14-batchnorm/seed{seed}', 0.4, analysis={
+        'step': step, 'relus': {'all': {'silent_share': 0.1 * step}}})
+  (row,) = [row for row in figures.rows(config, tmp_path, 'silent_relus')
+            if (row.line, row.x) == ('batchnorm', 14)]
+  assert (row.mean, row.runs, row.missing) == (pytest.approx(90), 1, 1)
+
+
+def test_replicates_count_each(tmp_path):
+  config = make()
+  config.base.replicates = 2
+  finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed0', 0.5, replicates=[
+      {'seed': seed, 'test_accuracy': 0.4 + 0.2 * seed} for seed in range(2)])
+  by_point = {(row.line, row.x): row for row in figures.rows(config, tmp_path, 'test_accuracy')}
+  row = by_point['batchnorm', 14]
+  assert (row.runs, row.missing, row.mean) == (2, 0, pytest.approx(50))
+  assert row.sd == pytest.approx(20 / 2 ** 0.5) and by_point['all', 14].missing == 2
+
+
+def test_the_papers_values_stand_beside_its_own_setting_only(tmp_path):
+  def published(config):
+    return {row.paper for row in figures.rows(config, tmp_path, 'test_accuracy')}
+
+  config = make()
+  assert 47.8 in published(config)
+  config.base.norm = 'group'
+  assert published(config) == {None}
+  config = make()
+  config.base.data.name = 'svhn_cropped'
+  assert published(config) == {None}
+
+
+def test_the_title_names_the_data_sets_of_the_points():
+  config = make()
+  with config.unlocked():
+    config.points = tuple(
+        sweep_config.Point(point.line, point.x, {**point.changes, 'data.name': 'cifar100'})
+        for point in config.points)
+  assert figures.source(config) == '10% of cifar100, 8 epochs, 2 seeds'

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from bnonly_jax import analysis
 from bnonly_jax import sweep
 from bnonly_jax import sweep_config
 from bnonly_jax import train
+from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,7 +49,9 @@ def trained(monkeypatch):
     trained.append(name)
     trained.act.get(name, lambda: None)()
     workdir.mkdir(parents=True, exist_ok=True)
-    result = {'test_accuracy': 0.5 + 0.1 * config.seed, 'diverged': False, 'epochs': config.epochs}
+    result = {'test_accuracy': 0.5 + 0.1 * config.seed, 'diverged': False, 'epochs': config.epochs,
+              'steps': 5}
+    (workdir / 'config.json').write_text(json.dumps(flat(config)))
     (workdir / 'result.json').write_text(json.dumps(result))
     (workdir / 'metrics.jsonl').write_text('{"step": 5, "time_seconds": 2.0}\n')
     return result
@@ -95,7 +99,7 @@ def test_what_is_missing_runs_and_a_failure_is_left_behind(data_dir, tmp_path, t
   capsys.readouterr()
   sweep.print_status(config, tmp_path)
   table = [line.split() for line in capsys.readouterr().out.splitlines()]
-  assert table[0][:7] == ['runs', *sweep.STATES]
+  assert table[0][:8] == ['runs', *sweep.STATES]
   assert table[1][:4] == ['cifar_resnet8-batchnorm', '1', '1', '60.00']  # done, failed, accuracy
   assert table[2][:5] == ['cifar_resnet8-nothing', '2', '55.00', '+-', '7.07']
 
@@ -122,8 +126,9 @@ def test_tasks_share_the_runs(data_dir, tmp_path, trained):
     sweep.run_missing(config, tmp_path / 'x', task=task, tasks=2)
   assert sorted(trained) == sorted(run.name for run in sweep.runs(config, tmp_path))
   assert trained[:3] == [run.name for run in sweep.runs(config, tmp_path)][::2]
-  with pytest.raises(UserError, match='--task=2 with --tasks=2; allowed'):
-    sweep.run_missing(config, tmp_path, task=2, tasks=2)
+  for call in (sweep.run_missing, sweep.estimate, sweep.print_list):
+    with pytest.raises(UserError, match='--task=2 with --tasks=2; allowed'):
+      call(config, tmp_path, task=2, tasks=2)
 
 
 def test_a_run_in_use_is_left_alone(data_dir, tmp_path, trained):
@@ -148,12 +153,74 @@ def test_replicates_take_the_place_of_seeds(data_dir):
     sweep.runs(config, 'x')
 
 
+def test_a_folder_of_another_experiment_does_not_count(data_dir, tmp_path, trained):
+  config = tiny(data_dir, seeds=1, trains=('batchnorm',))
+  sweep.run_missing(config, tmp_path)
+
+  def state(**fields):
+    other = tiny(data_dir, seeds=1, trains=('batchnorm',))
+    other.base.update_from_flattened_dict(fields)
+    return sweep.progress(sweep.runs(other, tmp_path)[0]).state
+
+  assert state() == state(eval_every=7) == 'done'
+  assert state(norm='group') == state(**{'optimizer.learning_rate': 5.0}) == 'other'
+  assert state(epochs=2) == 'stopped'  # it can go on
+  config.base.epochs = 2
+  sweep.run_missing(config, tmp_path)
+  assert len(trained) == 2 and state() == 'other'  # the longer run is not the shorter one
+
+
+def test_an_analysis_is_made_anew_when_the_run_went_on(data_dir, tmp_path, trained, monkeypatch):
+  config = tiny(data_dir, seeds=1, trains=('batchnorm',))
+  with config.unlocked():
+    config.panels = ('silent_relus',)
+  analysed = []
+
+  def analyse(workdir, replicate):
+    analysed.append(replicate)
+    step = json.loads((workdir / 'result.json').read_text())['steps']
+    (workdir / 'analysis.json').write_text(json.dumps({'step': step, 'seed': 0}))
+
+  monkeypatch.setattr(analysis, 'analyse', analyse)
+  for expected in (1, 1):
+    sweep.run_missing(config, tmp_path)
+    assert len(analysed) == expected
+  (file,) = tmp_path.glob('*/*/analysis.json')
+  file.write_text(json.dumps({'step': 4, 'seed': 0}))
+  sweep.run_missing(config, tmp_path)
+  assert len(analysed) == 2 and json.loads(file.read_text())['step'] == 5
+
+
+def test_what_a_folder_cannot_be_called_still_tells_points_apart(data_dir):
+  config = tiny(data_dir)
+  names = {sweep.point_name(config, sweep_config.Point('', 1, {'data.name': name}))
+           for name in ('folder:/a/b', 'folder:/ab')}
+  assert len(names) == 2 and not any(set('/:') & set(name) for name in names)
+  assert sweep.point_name(config, sweep_config.Point(
+      '', 1, {'network': 'cifar_resnet8', 'train': 'random:2'})) == 'cifar_resnet8-random2'
+
+
 def test_a_mistake_is_told_before_any_run(data_dir, tmp_path, trained):
   config = tiny(data_dir)
   with pytest.raises(UserError, match='--only=nothing/seed7 is found in no run. There are cifar'):
     sweep.run_missing(config, tmp_path, 'nothing/seed7')
   with pytest.raises(UserError, match='no regular expression'):
     sweep.run_missing(config, tmp_path, '(')
+  with pytest.raises(UserError, match='is a file; allowed is a folder'):
+    sweep.run_missing(config, __file__)
+  with config.unlocked():
+    config.panels = ('accuracy',)
+  with pytest.raises(UserError, match="config.panels has 'accuracy'; allowed are test_accuracy"):
+    sweep.run_missing(config, tmp_path)
+  config = tiny(data_dir)
+  config.seeds = 0
+  with pytest.raises(UserError, match='config.seeds is 0; allowed'):
+    sweep.run_missing(config, tmp_path)
+  config = tiny(data_dir)
+  with pytest.raises(UserError, match='that of a single run'):
+    sweep.run_missing(config.base, tmp_path)
+  with pytest.raises(UserError, match='is a sweep, of many runs'):
+    train.plan(config)
   config.base.data.name = 'cifar10'
   with pytest.raises(UserError, match='data.prepare --dataset=cifar10'):
     sweep.run_missing(config, tmp_path)

@@ -125,6 +125,11 @@ def training_step(config: ml_collections.ConfigDict
   return lambda: step.lower(state, frozen, whole, batch), run
 
 
+def step_seconds(config: ml_collections.ConfigDict) -> float:
+  """Returns the median time of a training step."""
+  return median_seconds(training_step(config)[1]) / steps_a_call(config)
+
+
 def all_reduced_bytes(config: ml_collections.ConfigDict) -> int:
   """Returns how many bytes each device puts into the all-reduces of the compiled step."""
   lower, _ = training_step(config)

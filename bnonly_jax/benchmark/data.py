@@ -127,8 +127,7 @@ def measure(config: ml_collections.ConfigDict | None, data_dir: str) -> dict[str
         f'{row["batch_milliseconds"]:.2f} ms' if row['resident'] else 'too large',
         f'{row["streamed_per_second"]:,.0f}') for row in result['data']])
   if config is not None:
-    _, run = common.training_step(config)
-    rate = config.batch_size / common.median_seconds(run)
+    rate = config.batch_size / common.step_seconds(config)
     result['step_images_per_second'] = rate
     print(f'a training step of {config.network} takes {rate:,.0f} images/s on all devices'
           ' of this machine')

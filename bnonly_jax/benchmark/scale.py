@@ -14,11 +14,6 @@ from bnonly_jax.benchmark.peaks import PEAKS
 from bnonly_jax.config import default_config
 
 
-def step_seconds(config: ml_collections.ConfigDict) -> float:
-  """Returns the median seconds of a training step on all devices of this process."""
-  return common.median_seconds(common.training_step(config)[1])
-
-
 def roofline(flops_an_image: float, bytes_reduced: float, batch: int, devices: int, peak: Peak
              ) -> dict[str, float]:
   """Estimates the least seconds of a step: no computation at less than peak, no latency.
@@ -69,7 +64,7 @@ def scale_table(networks: Sequence[str] = SCALE_NETWORKS) -> list[dict[str, Any]
 
 def device_table(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
   """Times the step of one config on 1, 2 and 4 simulated devices, the same batch over all."""
-  return [{'devices': n, 'step_seconds': common.child(step_seconds, config, devices=n)[1]}
+  return [{'devices': n, 'step_seconds': common.child(common.step_seconds, config, devices=n)[1]}
           for n in (1, 2, 4)]
 
 
