@@ -3,7 +3,7 @@
 #
 #   [DEVICES=2] [PYTHON=python] launch/local.sh PROCESSES --config=... --workdir=... [FLAGS...]
 #
-# DEVICES are simulated per process. The exit code is the first that is not 0, if any.
+# DEVICES are simulated per process. PROGRAM is bnonly_jax.main unless set. The exit code is the first that is not 0, if any.
 set -uo pipefail
 if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
   echo "error: the first argument is ${1:-missing}; it is to be the number of processes." >&2
@@ -19,7 +19,7 @@ export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=${DEVICE
 
 pids=()
 for ((i = 0; i < processes; i++)); do
-  "$python" -m bnonly_jax.main --coordinator="localhost:$port" --processes="$processes" \
+  "$python" -m "${PROGRAM:-bnonly_jax.main}" --coordinator="localhost:$port" --processes="$processes" \
     --process="$i" "$@" &
   pids+=($!)
 done

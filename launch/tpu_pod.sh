@@ -3,7 +3,7 @@
 #
 #   launch/tpu_pod.sh create            asks for the slice and waits until it is there
 #   launch/tpu_pod.sh setup             copies this repository to all workers and installs it
-#   launch/tpu_pod.sh run FLAGS...      trains: flags of bnonly_jax.main; comes back after preemption
+#   launch/tpu_pod.sh run FLAGS...      trains (PROGRAM, bnonly_jax.main unless set); survives preemption
 #   launch/tpu_pod.sh status            the state of the request and of the slice
 #   launch/tpu_pod.sh logs              the last lines of worker 0, and those to come
 #   launch/tpu_pod.sh stop              SIGTERM to all workers: a checkpoint is written, run ends
@@ -88,7 +88,7 @@ run() {
   printf -v flags ' %q' "$@"
   while true; do
     code=0
-    on all "cd bnonly && { .venv/bin/python -m bnonly_jax.main --distributed$flags; echo \"exit \$?\"; } \
+    on all "cd bnonly && { .venv/bin/python -m ${PROGRAM:-bnonly_jax.main} --distributed$flags; echo \"exit \$?\"; } \
       > run.log 2>&1; tail -n 1 run.log | grep -qxE 'exit (0|143)'" || code=$?
     if ((code == 0)); then break; fi
     if [[ $(request_state) == ACTIVE ]]; then

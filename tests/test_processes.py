@@ -1,5 +1,6 @@
 """Two processes of two simulated devices each, started as launch/local.sh starts them."""
 
+import json
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ from test_train import last_state
 from test_train import tiny_config
 from test_train import without_times
 
+from bnonly_jax import analysis
 from bnonly_jax import metrics
 from bnonly_jax import processes
 from bnonly_jax import train
@@ -216,3 +218,21 @@ def test_one_process_agrees_with_itself(tmp_path):
   processes.require_equal('config', {})
   processes.require_shared(tmp_path)
   assert processes.on_main(lambda: 3) == 3 and not processes.preempted(1)
+
+
+@pytest.mark.slow
+def test_two_processes_do_a_sweep_and_write_its_analyses_once(data_dir, tmp_path):
+  process = subprocess.Popen(
+      ['launch/local.sh', '2', '--config=configs/figures/silent_relus.py:smoke', '--config.seeds=1',
+       f'--workdir={tmp_path}', f'--config.base.data.dir={data_dir}', '--config.base.epochs=1'],
+      cwd=ROOT, text=True, env={**ENVIRONMENT, 'PROGRAM': 'bnonly_jax.sweep'},
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+  out = finish(process)
+  assert process.returncode == 0, out
+  assert out.count('[1/2] cifar_resnet8-all/seed0') == 1  # process 0 alone speaks
+  for train_what in ('all', 'batchnorm'):
+    folder = tmp_path / f'cifar_resnet8-{train_what}/seed0'
+    one_process = analysis.analyse(folder, data_dir=str(data_dir))
+    # From float32 sums over other numbers of devices.
+    assert json.loads((folder / 'result.json').read_text())['test_accuracy'] == pytest.approx(
+        one_process['thresholds'][0]['test_accuracy'], abs=1e-6)
