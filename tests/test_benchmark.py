@@ -83,6 +83,7 @@ def test_the_step_of_a_selection_beside_that_of_all():
   assert result['ratio']['flops'] == part['flops'] / whole['flops']
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16_save_memory():
   config = default_config()
   config.update(network='cifar_resnet32', batch_size=32)

@@ -18,6 +18,8 @@ from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import UserError
 
+pytestmark = pytest.mark.slow
+
 # Everything that follows from a seed: start, choice of weights and of images, order, crop, flip. A
 # small rate, since rounding differs and training amplifies it.
 FIELDS = {'train': 'batchnorm+random:1', 'data.subsample': 0.5, 'data.flip': True, 'epochs': 1,
@@ -75,7 +77,6 @@ def test_lines_hold_the_means_and_evaluations_what_they_are_of(runs):
       assert lists['test_losses'] == pytest.approx([one['test_loss'] for one in lines], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_as_on_an_accelerator_and_killed(runs, data_dir, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(steps, 'loops_pay', lambda: True)
   monkeypatch.setattr(steps, '_over_replicates', jax.vmap)
@@ -90,7 +91,6 @@ def test_as_on_an_accelerator_and_killed(runs, data_dir, tmp_path, monkeypatch, 
   assert printed.count(f'{result["test_accuracy"]:.4f} ({low:.4f} to {high:.4f})') == 2
 
 
-@pytest.mark.slow
 def test_one_that_diverges_stops_all_and_is_seen(data_dir, tmp_path, monkeypatch):
   real = train.draw_variables
 
