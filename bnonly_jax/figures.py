@@ -224,12 +224,13 @@ def _lines(config, panel, table):
         axes.axhline(row.mean, color=colour, linestyle='--', label=line)
         axes.axhspan(row.mean - (row.sd or 0), row.mean + (row.sd or 0), color=colour, alpha=0.15)
     there = [row for row in own if row.x is not None and row.mean is not None]
-    absent = ', '.join(f'{row.x:g}' if numeric else row.x for row in own
+    absent = ': ' + ', '.join(f'{row.x:g}' if numeric else row.x for row in own
                        if row.x is not None and row.mean is None)
+    name = line if len(there) == len(own) else f'{line} (not run{absent * bool(there)})'
     if there or not level:
       axes.errorbar([place(row) for row in there], [row.mean for row in there],
                     [row.sd or 0 for row in there], color=colour, marker=marker,
-                    label=f'{line} (not run: {absent})' if absent else line,
+                    label=name,
                     linestyle='-' if numeric else '', capsize=3)
     published = [row for row in own if row.x is not None and row.paper is not None]
     axes.plot([place(row) for row in published], [row.paper for row in published], marker,
@@ -251,7 +252,8 @@ def _legend(figure, axes, table):
     handles.append(axes.plot([], [], 'o', color=plots.GREY, markerfacecolor='none',
                              markersize=9)[0])
     labels.append('the paper, its full recipe')
-  columns = 2 if max(map(len, labels), default=0) > 30 else 3
+  longest = max(map(len, labels), default=0)
+  columns = 3 if longest <= 30 else 2 if longest <= 45 else 1
   figure.legend(handles, labels, loc='outside lower center', ncols=columns, fontsize='small')
 
 
