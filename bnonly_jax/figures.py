@@ -253,7 +253,7 @@ def _legend(figure, axes, table):
                              markersize=9)[0])
     labels.append('the paper, its full recipe')
   longest = max(map(len, labels), default=0)
-  columns = 3 if longest <= 30 else 2 if longest <= 45 else 1
+  columns = 3 if longest <= 28 else 2 if longest <= 45 else 1
   figure.legend(handles, labels, loc='outside lower center', ncols=columns, fontsize='small')
 
 
