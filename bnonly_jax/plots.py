@@ -1,6 +1,7 @@
 """The plots of one run, and what all plots share."""
 
 import io
+import sys
 import textwrap
 from typing import Any
 
@@ -19,7 +20,8 @@ def pyplot():
   """Returns matplotlib.pyplot, which draws into files."""
   # Imported where it is used, at the end of a run: it takes as long as preparing a small data set.
   import matplotlib
-  matplotlib.use('agg')
+  if 'matplotlib.pyplot' not in sys.modules:  # else a notebook's, which shows its figures itself
+    matplotlib.use('agg')
   import matplotlib.pyplot
   return matplotlib.pyplot
 
