@@ -225,7 +225,7 @@ def _lines(config, panel, table):
         axes.axhspan(row.mean - (row.sd or 0), row.mean + (row.sd or 0), color=colour, alpha=0.15)
     there = [row for row in own if row.x is not None and row.mean is not None]
     absent = ': ' + ', '.join(f'{row.x:g}' if numeric else row.x for row in own
-                       if row.x is not None and row.mean is None)
+                              if row.x is not None and row.mean is None)
     name = line if len(there) == len(own) else f'{line} (not run{absent * bool(there)})'
     if there or not level:
       axes.errorbar([place(row) for row in there], [row.mean for row in there],

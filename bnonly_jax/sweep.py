@@ -211,13 +211,14 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
         metrics.console.print(f'{say}{state}, starts at {time.strftime("%H:%M:%S")}')
         result = train.train_and_evaluate(run.config, run.workdir)
         state = 'diverged' if result['diverged'] else 'done'
-        processes.on_main(lambda run=run: _failure(run).unlink(missing_ok=True))
       if state == 'done' and set(config.panels) & set(sweep_config.ANALYSES):
         _analyse(run)
+      processes.on_main(lambda run=run: _failure(run).unlink(missing_ok=True))
     except Exception as error:
       if jax.process_count() > 1:
         raise  # the others may be inside the run, waiting for this process
-      if progress(run).state in ('running', 'done', 'diverged'):
+      trained = state in ('done', 'diverged')  # then it is the analysis that failed
+      if not trained and progress(run).state in ('running', 'done', 'diverged'):
         metrics.console.print(f'{say}running elsewhere')  # since a moment ago
         continue
       text = str(error) if isinstance(error, UserError) else traceback.format_exc()

@@ -176,6 +176,14 @@ def test_an_analysis_is_made_anew_when_the_run_went_on(data_dir, tmp_path, train
     config.panels = ('silent_relus',)
   analysed = []
 
+  def fail(workdir, replicate):
+    raise UserError('a bad image')
+
+  monkeypatch.setattr(analysis, 'analyse', fail)
+  (failed,) = sweep.run_missing(config, tmp_path)
+  reason = failed.workdir.parent / 'seed0_failure.txt'
+  assert 'a bad image' in reason.read_text() and len(trained) == 1
+
   def analyse(workdir, replicate):
     analysed.append(replicate)
     step = json.loads((workdir / 'result.json').read_text())['steps']
@@ -184,7 +192,7 @@ def test_an_analysis_is_made_anew_when_the_run_went_on(data_dir, tmp_path, train
   monkeypatch.setattr(analysis, 'analyse', analyse)
   for expected in (1, 1):
     sweep.run_missing(config, tmp_path)
-    assert len(analysed) == expected
+    assert len(analysed) == expected and not reason.exists()
   (file,) = tmp_path.glob('*/*/analysis.json')
   file.write_text(json.dumps({'step': 4, 'seed': 0}))
   sweep.run_missing(config, tmp_path)
