@@ -181,13 +181,12 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
     The runs that failed.
 
   Raises:
-    UserError: before any run: a config is none, a data set is not prepared, the folder cannot be.
+    UserError: before any run: a config cannot be run here, the folder cannot be.
       With several processes also the first run that fails.
     SystemExit, KeyboardInterrupt: as for `train_and_evaluate`; the same call goes on.
   """
   import jax
 
-  from bnonly_jax import data
   from bnonly_jax import metrics
   from bnonly_jax import processes
   from bnonly_jax import train
@@ -197,8 +196,8 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   if not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder. Choose another'
                     ' --workdir.')
-  for run in {run.config.data.name: run for run in own}.values():
-    data.find(run.config)
+  for run in {run.name.rpartition('/')[0]: run for run in own}.values():
+    train.plan(run.config)
   failed = []
   for number, run in enumerate(own):
     state = processes.on_main(lambda run=run: progress(run).state)

@@ -109,6 +109,13 @@ def test_what_is_missing_runs_and_a_failure_is_left_behind(data_dir, tmp_path, t
   assert trained == ['cifar_resnet8-batchnorm/seed0'] and not reason.exists()
 
 
+def test_a_mistake_in_a_later_point_is_told_before_the_first_run(data_dir, tmp_path, trained):
+  config = tiny(data_dir, trains=('batchnorm', 'batchnrm'))
+  with pytest.raises(UserError, match="'batchnrm' is no group"):
+    sweep.run_missing(config, tmp_path)
+  assert trained == [] and list(tmp_path.iterdir()) == []
+
+
 def test_a_stop_is_no_failure(data_dir, tmp_path, trained):
   def stop():
     raise SystemExit(143)
