@@ -167,14 +167,14 @@ def _backward(relu, axis_name, saved, cotangents):
     if passes is None:
       passes = _normalise(y, mean, inverse, scale, bias) > 0
     g = jnp.where(passes, g, 0)
-  x_hat = (y - mean) * inverse
   d_bias = jnp.sum(g, (0, 1, 2))
-  d_scale = jnp.sum(g * x_hat, (0, 1, 2))
+  d_scale = inverse * (jnp.sum(g * y, (0, 1, 2)) - mean * d_bias)
   count = y.size // y.shape[-1]
   mean_g, mean_gx = d_bias / count, d_scale / count
   if axis_name is not None:
     mean_g, mean_gx = lax.pmean((mean_g, mean_gx), axis_name)
-  dy = (scale * inverse) * (g - mean_g - x_hat * mean_gx)
+  slope = inverse * mean_gx
+  dy = (scale * inverse) * (g - slope * y - (mean_g - slope * mean))
   return dy.astype(dtype), d_scale, d_bias, g.astype(dtype) if has_residual else None
 
 
