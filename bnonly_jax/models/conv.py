@@ -1,6 +1,4 @@
-"""Convolution whose gradients stay fast on the CPU backend."""
-
-import functools
+"""Convolution whose gradient stays fast inside a scan on the CPU backend."""
 
 import jax
 from jax import lax
@@ -13,16 +11,14 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   Args:
     x: [N, H, W, C_in], any floating dtype.
     kernel: [size, size, C_in, C_out] with odd size, of x's dtype.
-    stride: step in both directions, 1 or 2.
+    stride: step in both directions.
 
   Returns:
     [N, ceil(H / stride), ceil(W / stride), C_out], of x's dtype.
   """
-  if jax.default_backend() != 'cpu':
-    return _conv(x, kernel, stride)
-  if kernel.shape[0] == 1:
-    x, stride = x[:, ::stride, ::stride], 1
-  return _conv_for_cpu(x, kernel, stride, x.shape[1:3])
+  if stride == 1 and jax.default_backend() == 'cpu':
+    return _conv_for_cpu_scan(x, kernel)
+  return _conv(x, kernel, stride)
 
 
 def _conv(x, kernel, stride=1):
@@ -44,52 +40,29 @@ def _shifted(x, size):
 
 
 # In the body of a scan XLA's CPU backend runs the transposed convolutions that autodiff asks for 7
-# to 30 times slower than plain ones, and with a stride it multiplies all the zeros in between. The
-# gradients below are made of operations that stay fast.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_for_cpu(x, kernel, stride, image_shape):
-  return _conv(x, kernel, stride)
+# to 30 times slower than plain ones. Both gradients below are made of operations that stay fast.
+@jax.custom_vjp
+def _conv_for_cpu_scan(x, kernel):
+  return _conv(x, kernel)
 
 
-def _forward(x, kernel, stride, image_shape):
+def _forward(x, kernel):
   # A frozen kernel needs no gradient, hence no saved input: `perturbed` says which it is. Nor do
   # the images need one.
   saved_x = x.value if kernel.perturbed else None
-  return _conv(x.value, kernel.value, stride), (saved_x, kernel.value, () if x.perturbed else None)
+  return _conv(x.value, kernel.value), (saved_x, kernel.value, () if x.perturbed else None)
 
 
-def _backward(stride, image_shape, saved, dy):
+def _backward(saved, dy):
   x, kernel, wanted = saved
-  dx = None if wanted is None else _input_gradient(dy, kernel, stride, image_shape)
-  return dx, None if x is None else _kernel_gradient(x, dy, kernel, stride)
+  dx = None if wanted is None else _conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  return dx, None if x is None else _kernel_gradient(x, dy, kernel.shape)
 
 
-def _input_gradient(dy, kernel, stride, image_shape):
-  kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-  if stride == 1:
-    return _conv(dy, kernel)
-  # Of stride two: one convolution that makes the four pixels of each pair of rows and columns, each
-  # with every other tap, as 4 C channels.
-  size, channels = kernel.shape[0], kernel.shape[3]
-  half = size // 2
-  before, after = half // 2, (half + 1) // 2  # neighbours in dy that count
-  taps = before + 1 + after
-  kernel = jnp.pad(kernel, [(1 - half % 2, 2 * taps - size - 1 + half % 2)] * 2 + [(0, 0)] * 2)
-  kernel = kernel.reshape(taps, 2, taps, 2, -1, channels)[:, ::-1, :, ::-1]
-  kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, -1, 4 * channels)
-  pixels = lax.conv_general_dilated(dy, kernel, (1, 1), [(before, after)] * 2,
-                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-  n, h, w, _ = pixels.shape
-  pixels = pixels.reshape(n, h, w, 2, 2, channels).swapaxes(2, 3)
-  return pixels.reshape(n, 2 * h, 2 * w, channels)[:, :image_shape[0], :image_shape[1]]
-
-
-def _kernel_gradient(x, dy, kernel, stride):
+def _kernel_gradient(x, dy, shape):
   """The sum over images and positions of shifted x times dy, as one matrix product a kernel tap."""
-  if stride > 1:
-    return jax.vjp(lambda kernel: _conv(x, kernel, stride), kernel)[1](dy)[0]
-  taps = [jnp.einsum('nhwi,nhwo->io', tap, dy) for tap in _shifted(x, kernel.shape[0])]
-  return jnp.stack(taps).reshape(kernel.shape)
+  taps = [jnp.einsum('nhwi,nhwo->io', tap, dy) for tap in _shifted(x, shape[0])]
+  return jnp.stack(taps).reshape(shape)
 
 
-_conv_for_cpu.defvjp(_forward, _backward, symbolic_zeros=True)
+_conv_for_cpu_scan.defvjp(_forward, _backward, symbolic_zeros=True)
