@@ -168,6 +168,7 @@ def _backward(relu, axis_name, saved, cotangents):
       passes = _normalise(y, mean, inverse, scale, bias) > 0
     g = jnp.where(passes, g, 0)
   d_bias = jnp.sum(g, (0, 1, 2))
+  # That of g times x-hat, without an x-hat in memory.
   d_scale = inverse * (jnp.sum(g * y, (0, 1, 2)) - mean * d_bias)
   count = y.size // y.shape[-1]
   mean_g, mean_gx = d_bias / count, d_scale / count
