@@ -15,6 +15,7 @@ from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.data import augment
+from bnonly_jax.models import conv
 
 
 def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -108,6 +109,10 @@ def flops(jaxpr: core.Jaxpr) -> int:
   total = 0
   for eqn in jaxpr.eqns:
     out = eqn.outvars[0].aval if eqn.outvars else None
+    if eqn.params.get('name') == conv.strided_input_gradient.__name__:
+      size, _, _, features = eqn.invars[1].aval.shape
+      total += 2 * int(np.prod(out.shape)) * size ** 2 * features // 4
+      continue
     if eqn.primitive.name == 'conv_general_dilated':
       kernel = eqn.invars[1].aval.shape
       features = eqn.params['dimension_numbers'].rhs_spec[0]

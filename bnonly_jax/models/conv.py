@@ -1,4 +1,6 @@
-"""Convolution whose gradient stays fast inside a scan on the CPU backend."""
+"""Convolution whose gradients stay fast on the CPU backend."""
+
+import functools
 
 import jax
 from jax import lax
@@ -11,14 +13,16 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
   Args:
     x: [N, H, W, C_in], any floating dtype.
     kernel: [size, size, C_in, C_out] with odd size, of x's dtype.
-    stride: step in both directions.
+    stride: step in both directions, 1 or 2.
 
   Returns:
     [N, ceil(H / stride), ceil(W / stride), C_out], of x's dtype.
   """
-  if stride == 1 and jax.default_backend() == 'cpu':
-    return _conv_for_cpu_scan(x, kernel)
-  return _conv(x, kernel, stride)
+  if jax.default_backend() != 'cpu':
+    return _conv(x, kernel, stride)
+  if kernel.shape[0] == 1:
+    x, stride = x[:, ::stride, ::stride], 1
+  return _conv_for_cpu(x, kernel, stride, x.shape[1:3])
 
 
 def _conv(x, kernel, stride=1):
@@ -40,29 +44,70 @@ def _shifted(x, size):
 
 
 # In the body of a scan XLA's CPU backend runs the transposed convolutions that autodiff asks for 7
-# to 30 times slower than plain ones. Both gradients below are made of operations that stay fast.
-@jax.custom_vjp
-def _conv_for_cpu_scan(x, kernel):
-  return _conv(x, kernel)
+# to 30 times slower than plain ones, and with a stride it multiplies all the zeros in between. The
+# gradients below are made of operations that stay fast.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_for_cpu(x, kernel, stride, image_shape):
+  return _conv(x, kernel, stride)
 
 
-def _forward(x, kernel):
+def _forward(x, kernel, stride, image_shape):
   # A frozen kernel needs no gradient, hence no saved input: `perturbed` says which it is. Nor do
   # the images need one.
   saved_x = x.value if kernel.perturbed else None
-  return _conv(x.value, kernel.value), (saved_x, kernel.value, () if x.perturbed else None)
+  return _conv(x.value, kernel.value, stride), (saved_x, kernel.value, () if x.perturbed else None)
 
 
-def _backward(saved, dy):
+def _backward(stride, image_shape, saved, dy):
   x, kernel, wanted = saved
-  dx = None if wanted is None else _conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-  return dx, None if x is None else _kernel_gradient(x, dy, kernel.shape)
+  dx = None if wanted is None else _input_gradient(dy, kernel, stride, image_shape)
+  return dx, None if x is None else _kernel_gradient(x, dy, kernel, stride)
 
 
-def _kernel_gradient(x, dy, shape):
+def _input_gradient(dy, kernel, stride, image_shape):
+  if stride == 2:
+    return strided_input_gradient(dy, kernel, image_shape)
+  return _conv(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def strided_input_gradient(dy: jax.Array, kernel: jax.Array,
+                           image_shape: tuple[int, int]) -> jax.Array:
+  """The gradient of the input of a convolution of stride 2, without the zeros of a transposed one.
+
+  One convolution makes the four pixels of each pair of rows and columns, each with every other tap
+  of the kernel, as 4 C_in channels. A function of its own so that `describe.flops` knows it: the
+  taps that fill the kernel up to an even size are zeros.
+
+  Args:
+    dy: [N, ceil(H / 2), ceil(W / 2), C_out].
+    kernel: [size, size, C_in, C_out], of dy's dtype.
+    image_shape: H, W.
+
+  Returns:
+    [N, H, W, C_in], of dy's dtype.
+  """
+  size, _, channels, _ = kernel.shape
+  half = size // 2
+  before, after = half // 2, (half + 1) // 2  # neighbours in dy that count
+  taps = before + 1 + after
+  kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  kernel = jnp.pad(kernel, [(1 - half % 2, 2 * taps - size - 1 + half % 2)] * 2 + [(0, 0)] * 2)
+  kernel = kernel.reshape(taps, 2, taps, 2, -1, channels)[:, ::-1, :, ::-1]
+  kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, -1, 4 * channels)
+  pixels = lax.conv_general_dilated(dy, kernel, (1, 1), [(before, after)] * 2,
+                                    dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  n, h, w, _ = pixels.shape
+  pixels = pixels.reshape(n, h, w, 2, 2, channels).swapaxes(2, 3)
+  return pixels.reshape(n, 2 * h, 2 * w, channels)[:, :image_shape[0], :image_shape[1]]
+
+
+def _kernel_gradient(x, dy, kernel, stride):
   """The sum over images and positions of shifted x times dy, as one matrix product a kernel tap."""
-  taps = [jnp.einsum('nhwi,nhwo->io', tap, dy) for tap in _shifted(x, shape[0])]
-  return jnp.stack(taps).reshape(shape)
+  if stride > 1:
+    return jax.linear_transpose(lambda kernel: _conv(x, kernel, stride), kernel)(dy)[0]
+  taps = [jnp.einsum('nhwi,nhwo->io', tap, dy) for tap in _shifted(x, kernel.shape[0])]
+  return jnp.stack(taps).reshape(kernel.shape)
 
 
-_conv_for_cpu_scan.defvjp(_forward, _backward, symbolic_zeros=True)
+_conv_for_cpu.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -6,15 +6,18 @@ import pytest
 from bnonly_jax.models import conv
 
 
-@pytest.mark.parametrize('size', [1, 3, 5])
-def test_the_form_for_cpu_scans_has_the_gradients_of_the_plain_one(size):
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [1, 3, 5, 7])
+@pytest.mark.parametrize('shape', [(6, 5), (1, 3)])
+def test_the_form_for_cpu_has_the_gradients_of_the_plain_one(shape, size, stride):
+  assert jax.default_backend() == 'cpu'
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
-    x = rng.standard_normal((2, 6, 5, 3))
+    x = rng.standard_normal((2, *shape, 3))
     kernel = rng.standard_normal((size, size, 3, 4))
-    weight = rng.standard_normal((2, 6, 5, 4))
-    results = [jax.value_and_grad(lambda x, k, f=f: jnp.sum(weight * jnp.sin(f(x, k))), (0, 1))(
-        x, kernel) for f in (conv._conv_for_cpu_scan, conv._conv)]
+    weight = rng.standard_normal(conv._conv(x, kernel, stride).shape)
+    results = [jax.value_and_grad(lambda x, k, f=f: jnp.sum(weight * jnp.sin(f(x, k, stride))),
+                                  (0, 1))(x, kernel) for f in (conv.conv, conv._conv)]
     for ours, plain in zip(*map(jax.tree.leaves, results), strict=True):
       np.testing.assert_allclose(ours, plain, rtol=1e-10, atol=1e-10)
 
@@ -47,7 +50,7 @@ def test_only_a_trained_kernel_costs_a_saved_input_and_a_gradient(trained):
 
   def loss(shift, kernels):
     # x is shifted so that the convolution's input has a gradient, as inside a network.
-    body = lambda x, kernel: (jnp.sin(conv._conv_for_cpu_scan(x, kernel)), None)
+    body = lambda x, kernel: (jnp.sin(conv.conv(x, kernel)), None)
     return jnp.sum(jax.lax.scan(body, x + shift, kernels)[0])
 
   jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1) if trained else 0))(0.0, kernels)
