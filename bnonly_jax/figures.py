@@ -89,10 +89,10 @@ def _as_the_paper(config):
 
 def _by_point(config, workdir):
   """Points with their runs: those of each seed, whichever point the sweep lists them under."""
-  by_name = {run.name: run for run in sweep.runs(config, workdir)}
+  runs = sweep.runs(config, workdir)
   for point in config.points:
     name = sweep.point_name(config, point)
-    yield point, [run for run_name, run in by_name.items() if run_name.rpartition('/')[0] == name]
+    yield point, [run for run in runs if run.point_name == name]
 
 
 def _measured(run, panel):

@@ -40,6 +40,11 @@ class Run(NamedTuple):
   config: ml_collections.ConfigDict
   workdir: epath.Path
 
+  @property
+  def point_name(self) -> str:
+    """What the runs of all seeds at its point have in common."""
+    return self.name.rpartition('/')[0]
+
 
 class Progress(NamedTuple):
   """How far a run is."""
@@ -162,10 +167,6 @@ def progress(run: Run) -> Progress:
   return Progress('stopped' if steps else 'missing', steps, seconds)
 
 
-def _point_of(run):
-  return run.name.rpartition('/')[0]
-
-
 def _failure(run):
   return run.workdir.parent / f'{run.workdir.name}_failure.txt'
 
@@ -200,7 +201,7 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   if not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder. Choose another'
                     ' --workdir.')
-  for run in {_point_of(run): run for run in own}.values():
+  for run in {run.point_name: run for run in own}.values():
     train.plan(run.config)
   failed = []
   for number, run in enumerate(own):
@@ -258,7 +259,7 @@ def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
   from bnonly_jax import metrics
   points, lines = {}, []
   for run in runs(config, workdir, only):
-    points.setdefault(_point_of(run), []).append(progress(run))
+    points.setdefault(run.point_name, []).append(progress(run))
   for name, found in [*points.items(), ('all', sum(points.values(), []))]:
     states = [one.state for one in found]
     accuracies = [100 * one.result['test_accuracy'] for one in found if one.state == 'done']
@@ -297,21 +298,21 @@ def estimate(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only
 
   flops, measured = {}, {}
   for run, so_far in planned:
-    if _point_of(run) not in flops:
-      flops[_point_of(run)] = describe.describe(run.config)['flops_step'] * run.config.batch_size
+    if run.point_name not in flops:
+      flops[run.point_name] = describe.describe(run.config)['flops_step'] * run.config.batch_size
     if so_far.seconds:
-      steps, seconds = measured.get(_point_of(run), (0, 0.0))
-      measured[_point_of(run)] = steps + so_far.steps, seconds + so_far.seconds
+      steps, seconds = measured.get(run.point_name, (0, 0.0))
+      measured[run.point_name] = steps + so_far.steps, seconds + so_far.seconds
   if not measured:
     run = planned[0][0]
-    measured[_point_of(run)] = 1, common.step_seconds(run.config)
+    measured[run.point_name] = 1, common.step_seconds(run.config)
   rate = np.median([flops[name] * steps / seconds for name, (steps, seconds) in measured.items()])
   left = []
   for run, so_far in planned:
     images = round(describe.find_or_assume(run.config)[0].train_images
                    * run.config.data.subsample)
     steps_left = images // run.config.batch_size * run.config.epochs - so_far.steps
-    steps, seconds = measured.get(_point_of(run), (1, flops[_point_of(run)] / rate))
+    steps, seconds = measured.get(run.point_name, (1, flops[run.point_name] / rate))
     finished = so_far.state in ('done', 'diverged')
     left.append((run, so_far, 0.0 if finished else max(steps_left, 0) * seconds / steps))
   return left
