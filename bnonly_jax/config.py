@@ -191,7 +191,7 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
       there = ', '.join(sorted(str(path) for path in pathlib.Path(folder).glob('*.py')))
       return (f'--config={value}: there is no file {file}. Allowed is the path of a config file'
               f' (here: {there or "none"}), and after it a colon and its argument.')
-    if f'config.base.{name}' in (f'config.{f}' for f in fields) and name not in fields:
+    if f'base.{name}' in fields and name not in fields:
       return f'--{flag}: a field of every run of a sweep is set with --config.base.{name}={value}'
     if flag in fields:
       return f'--{flag}: a field of the config is set with --config.{flag}={value}'

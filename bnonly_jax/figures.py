@@ -103,8 +103,10 @@ def _measured(run, panel):
   result = progress.result
   if panel == 'train_accuracy':
     lines = [line for line in metrics.read(run.workdir) if 'train_accuracy' in line]
-    last = [line['train_accuracy'] for line in lines if line['epoch'] > result['epochs'] - 1]
-    return [{None: 100 * float(np.mean(last))}]
+    steps = np.diff([0, *(line['step'] for line in lines)])  # that each line is the mean of
+    weights = steps * [line['epoch'] > result['epochs'] - 1 for line in lines]
+    return [{None: 100 * float(np.average([line['train_accuracy'] for line in lines],
+                                          weights=weights))}]
   if panel in sweep_config.RESULTS:
     return [{None: 100 * seed[panel]} for seed in result.get('replicates', [result])
             if seed.get(panel) is not None]
@@ -136,7 +138,7 @@ def draw(config: ml_collections.ConfigDict,
     The path of report.html, and the rows of each panel.
 
   Raises:
-    UserError: a run's config is none, or there is no such folder.
+    UserError: a run's config is none, or there is no such folder, or it cannot be written.
 
   Example:
     >>> draw(config, 'runs/depth')[0]
@@ -148,6 +150,7 @@ def draw(config: ml_collections.ConfigDict,
     raise UserError(f'--workdir={workdir} is no folder; needed is that of a sweep\'s runs. Train'
                     ' them there: python -m bnonly_jax.sweep with the same flags.')
   folder = workdir_lib.path(workdir) / 'figures' / config.name
+  workdir_lib.check_folder(folder)
   folder.mkdir(parents=True, exist_ok=True)
   panels = {}
   for panel in config.panels:

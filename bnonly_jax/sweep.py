@@ -77,7 +77,7 @@ def runs(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
     raise UserError(f'--only={only}: no regular expression ({error}). Allowed is as'
                     ' --only=resnet14-batchnorm.') from error
   together, found, names = config.base.replicates, {}, []
-  if config.seeds % together:
+  if together < 1 or config.seeds % together:
     raise UserError(f'config.base.replicates is {together}; allowed is a divisor of config.seeds ='
                     f' {config.seeds}. Set --config.base.replicates=... or --config.seeds=...')
   for seed in range(config.base.seed, config.base.seed + config.seeds, together):
@@ -126,12 +126,18 @@ def share(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only: s
   """Returns every tasks-th of the runs, from the task-th on: tasks share none.
 
   Raises:
-    UserError: as `runs`, or there is no such task.
+    UserError: as `runs`, or there is no such task, or no run for it.
   """
   if not 0 <= task < tasks:
     raise UserError(f'--task={task} with --tasks={tasks}; allowed is a task from 0 to --tasks less'
                     ' one. Give the first one --task=0.')
-  return runs(config, workdir, only)[task::tasks]
+  found = runs(config, workdir, only)
+  if task >= len(found):
+    raise UserError(f'--task={task} with --tasks={tasks}: there are {len(found)} runs, none is left'
+                    ' for it. Give --tasks no more than that.')
+  if tasks > 1:  # a point's runs cost the same: dealt out in turn, so do the shares
+    found.sort(key=lambda run: run.point_name)
+  return found[task::tasks]
 
 
 def point_name(config: ml_collections.ConfigDict, point: sweep_config.Point) -> str:
@@ -197,10 +203,7 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   from bnonly_jax import train
   metrics.console.quiet = not processes.is_main()
   own = share(config, workdir, only, task, tasks)
-  exists = next(p for p in (own[0].workdir, *own[0].workdir.parents) if p.exists())
-  if not exists.is_dir():
-    raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder. Choose another'
-                    ' --workdir.')
+  workdir_lib.check_folder(workdir_lib.path(workdir))
   for run in {run.point_name: run for run in own}.values():
     train.plan(run.config)
   failed = []
@@ -227,8 +230,12 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
         continue
       text = str(error) if isinstance(error, UserError) else traceback.format_exc()
       metrics.console.print(f'{say}failed: {text.strip().splitlines()[-1]}')
-      _failure(run).parent.mkdir(parents=True, exist_ok=True)
-      _failure(run).write_text(text + '\n')
+      try:
+        _failure(run).parent.mkdir(parents=True, exist_ok=True)
+        _failure(run).write_text(text + '\n')
+      except OSError as full:
+        raise UserError(f'--workdir={workdir} cannot be written ({full}), and {run.name} failed:'
+                        f' {text.strip().splitlines()[-1]}') from full
       failed.append(run)
     jax.clear_caches()  # the next run compiles its own
   return failed
@@ -240,7 +247,7 @@ def _analyse(run):
   there = processes.on_main(lambda: [found['seed'] for found in analyses(run)])
   for replicate in range(run.config.replicates):
     if run.config.seed + replicate not in there:
-      analysis.analyse(run.workdir, replicate=replicate)
+      analysis.analyse(run.workdir, replicate=replicate, data_dir=run.config.data.dir)
 
 
 def analyses(run: Run) -> list[dict[str, Any]]:
@@ -262,7 +269,8 @@ def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
     points.setdefault(run.point_name, []).append(progress(run))
   for name, found in [*points.items(), ('all', sum(points.values(), []))]:
     states = [one.state for one in found]
-    accuracies = [100 * one.result['test_accuracy'] for one in found if one.state == 'done']
+    accuracies = [100 * seed['test_accuracy'] for one in found if one.state == 'done'
+                  for seed in one.result.get('replicates', [one.result])]
     shown = f'{np.mean(accuracies):.2f}' if accuracies and name != 'all' else ''
     if shown and len(accuracies) > 1:
       shown += f' +- {np.std(accuracies, ddof=1):.2f}'

@@ -37,6 +37,19 @@ def is_remote(workdir: epath.Path) -> bool:
   return '://' in os.fspath(workdir)
 
 
+def check_folder(workdir: epath.Path) -> None:
+  """Raises UserError if a path neither is a folder that can be written nor can become one."""
+  if is_remote(workdir) and not os.fspath(workdir).startswith('gs://'):
+    raise UserError(f'--workdir={workdir}: allowed are folders and gs://; Orbax writes no'
+                    ' checkpoint to other buckets. Choose another --workdir, or mount the bucket.')
+  exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
+  if exists.exists() and not exists.is_dir():
+    raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
+                    ' same run. Choose another --workdir.')
+  if not is_remote(exists) and not os.access(exists, os.W_OK | os.X_OK):
+    raise UserError(f'--workdir={workdir}: {exists} cannot be written. Choose another --workdir.')
+
+
 def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   """Checks that a folder can be the run's: new, empty, or of a run with equal facts.
 
@@ -52,16 +65,8 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   Raises:
     UserError: it holds anything else.
   """
-  if is_remote(workdir) and not os.fspath(workdir).startswith('gs://'):
-    raise UserError(f'--workdir={workdir}: allowed are folders and gs://; Orbax writes no'
-                    ' checkpoint to other buckets. Choose another --workdir, or mount the bucket.')
-  exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
-  if exists.exists() and not exists.is_dir():
-    raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
-                    ' same run. Choose another --workdir.')
-  if not is_remote(exists) and not os.access(exists, os.W_OK | os.X_OK):
-    raise UserError(f'--workdir={workdir}: {exists} cannot be written. Choose another --workdir.')
-  if exists != workdir or not workdir.exists():
+  check_folder(workdir)
+  if not workdir.exists():
     return None
   config = workdir / 'config.json'
   if not config.exists():

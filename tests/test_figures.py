@@ -57,6 +57,18 @@ def test_rows_have_mean_spread_and_the_papers_value(tmp_path):
   assert by_point['all', 14].paper == 90.5
 
 
+def test_training_accuracy_is_the_mean_over_the_steps_of_the_last_epoch(tmp_path):
+  config = make(('train_accuracy',))
+  finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed0', 0.4)
+  lines = [{'step': step, 'epoch': epoch, 'train_accuracy': accuracy} for step, epoch, accuracy in
+           ((2, 7, 0.9), (7, 7.5, 0.2), (8, 8, 0.8))]  # the last epoch is the eighth
+  (tmp_path / 'cifar_resnet14-batchnorm/seed0/metrics.jsonl').write_text(
+      '\n'.join(map(json.dumps, lines)))
+  means = [row.mean for row in figures.rows(config, tmp_path, 'train_accuracy')
+           if row.mean is not None]
+  assert means == pytest.approx([(5 * 20 + 1 * 80) / 6])
+
+
 def test_what_is_missing_is_said_and_not_drawn_as_zero(tmp_path):
   config = make()
   finish(config, tmp_path, 'cifar_resnet14-batchnorm/seed0', 0.4)

@@ -145,6 +145,14 @@ def test_slurm_runs_one_task_a_node_and_queues_again_after_a_signal(stubs, code,
     assert f'#SBATCH {line}\n' in header
 
 
+def test_the_jobs_of_a_slurm_array_share_a_sweep(stubs):
+  done, calls = run(stubs, 'slurm.sbatch', '--config=c.py', SLURM_SUBMIT_DIR=str(stubs),
+                    PYTHON='python3', PROGRAM='bnonly_jax.sweep', SLURM_ARRAY_TASK_ID='3',
+                    SLURM_ARRAY_TASK_MIN='1', SLURM_ARRAY_TASK_COUNT='8')
+  assert done.returncode == 0
+  assert calls[0][-4:] == ['bnonly_jax.sweep', '--config=c.py', '--task=2', '--tasks=8']
+
+
 @pytest.mark.parametrize('script, environment', [
     ('slurm.sbatch', {'SLURM_SUBMIT_DIR': '/'}), ('local.sh', {})])
 def test_without_arguments_they_say_what_they_want(stubs, script, environment):

@@ -50,7 +50,8 @@ def trained(monkeypatch):
     trained.act.get(name, lambda: None)()
     workdir.mkdir(parents=True, exist_ok=True)
     result = {'test_accuracy': 0.5 + 0.1 * config.seed, 'diverged': False, 'epochs': config.epochs,
-              'steps': 5}
+              'steps': 5, 'replicates': [{'test_accuracy': 0.5 + 0.1 * (config.seed + i)}
+                                         for i in range(config.replicates)]}
     (workdir / 'config.json').write_text(json.dumps(flat(config)))
     (workdir / 'result.json').write_text(json.dumps(result))
     (workdir / 'metrics.jsonl').write_text('{"step": 5, "time_seconds": 2.0}\n')
@@ -131,11 +132,15 @@ def test_tasks_share_the_runs(data_dir, tmp_path, trained):
   config = tiny(data_dir, seeds=3)
   for task in range(2):
     sweep.run_missing(config, tmp_path / 'x', task=task, tasks=2)
-  assert sorted(trained) == sorted(run.name for run in sweep.runs(config, tmp_path))
-  assert trained[:3] == [run.name for run in sweep.runs(config, tmp_path)][::2]
+  # Each point's runs are dealt out: no task has all that are dear.
+  assert trained == [f'cifar_resnet8-{run}' for run in (
+      'batchnorm/seed0', 'batchnorm/seed2', 'nothing/seed1',
+      'batchnorm/seed1', 'nothing/seed0', 'nothing/seed2')]
   for call in (sweep.run_missing, sweep.estimate, sweep.print_list):
     with pytest.raises(UserError, match='--task=2 with --tasks=2; allowed'):
       call(config, tmp_path, task=2, tasks=2)
+    with pytest.raises(UserError, match='--task=6 with --tasks=7: there are 6 runs, none is left'):
+      call(config, tmp_path, task=6, tasks=7)
 
 
 def test_a_run_in_use_is_left_alone(data_dir, tmp_path, trained):
@@ -150,14 +155,18 @@ def test_a_run_in_use_is_left_alone(data_dir, tmp_path, trained):
   assert sweep.progress(first).state == 'missing'
 
 
-def test_replicates_take_the_place_of_seeds(data_dir):
+def test_replicates_take_the_place_of_seeds(data_dir, tmp_path, trained, capsys):
   config = tiny(data_dir, seeds=4)
   config.base.replicates = 2
   assert [run.name for run in sweep.runs(config, 'x', only='nothing')] == [
       'cifar_resnet8-nothing/seed0', 'cifar_resnet8-nothing/seed2']
-  config.base.replicates = 3
-  with pytest.raises(UserError, match='replicates is 3; allowed is a divisor of config.seeds = 4'):
-    sweep.runs(config, 'x')
+  sweep.run_missing(config, tmp_path)
+  sweep.print_status(config, tmp_path)
+  assert '65.00 +- 12.91' in capsys.readouterr().out  # over 50, 60, 70, 80: seeds, not programs
+  for wrong in (3, 0):
+    config.base.replicates = wrong
+    with pytest.raises(UserError, match=f'replicates is {wrong}; allowed is a divisor of'):
+      sweep.runs(config, 'x')
 
 
 def test_a_folder_of_another_experiment_does_not_count(data_dir, tmp_path, trained):
@@ -183,7 +192,7 @@ def test_an_analysis_is_made_anew_when_the_run_went_on(data_dir, tmp_path, train
     config.panels = ('silent_relus',)
   analysed = []
 
-  def fail(workdir, replicate):
+  def fail(workdir, replicate, data_dir):
     raise UserError('a bad image')
 
   monkeypatch.setattr(analysis, 'analyse', fail)
@@ -191,15 +200,15 @@ def test_an_analysis_is_made_anew_when_the_run_went_on(data_dir, tmp_path, train
   reason = failed.workdir.parent / 'seed0_failure.txt'
   assert 'a bad image' in reason.read_text() and len(trained) == 1
 
-  def analyse(workdir, replicate):
-    analysed.append(replicate)
+  def analyse(workdir, replicate, data_dir):
+    analysed.append(data_dir)
     step = json.loads((workdir / 'result.json').read_text())['steps']
     (workdir / 'analysis.json').write_text(json.dumps({'step': step, 'seed': 0}))
 
   monkeypatch.setattr(analysis, 'analyse', analyse)
   for expected in (1, 1):
     sweep.run_missing(config, tmp_path)
-    assert len(analysed) == expected and not reason.exists()
+    assert analysed == [str(data_dir)] * expected and not reason.exists()
   (file,) = tmp_path.glob('*/*/analysis.json')
   file.write_text(json.dumps({'step': 4, 'seed': 0}))
   sweep.run_missing(config, tmp_path)
@@ -223,6 +232,8 @@ def test_a_mistake_is_told_before_any_run(data_dir, tmp_path, trained):
     sweep.run_missing(config, tmp_path, '(')
   with pytest.raises(UserError, match='is a file; allowed is a folder'):
     sweep.run_missing(config, __file__)
+  with pytest.raises(UserError, match='allowed are folders and gs://'):
+    sweep.run_missing(config, 's3://bucket/x')
   with config.unlocked():
     config.panels = ('accuracy',)
   with pytest.raises(UserError, match="config.panels has 'accuracy'; allowed are test_accuracy"):

@@ -5,8 +5,11 @@
 
 `short` takes a tenth of CIFAR-100 (prepare it first), `smoke` the embedded scans.
 
-Cost at `paper`: 125 runs, 0.79 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 2.2 hours, an estimate: nothing of this length has been run.
+What to expect is not known: it has not been run at this scale.
+
+Cost at `paper`: 125 runs, 0.79 EFLOP of training steps (counted). At a fifth of one H100's dense
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 2.2 hours, an estimate:
+nothing of this length has been run.
 """
 
 import ml_collections

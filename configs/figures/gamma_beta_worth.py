@@ -5,8 +5,9 @@
 
 The paper: training them on top of everything else adds 0.5 to 2 points on CIFAR-10.
 
-Cost at `paper`: 70 runs, 1.9 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 5.4 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 70 runs, 1.9 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 5.4 hours, an estimate: nothing of
+this length has been run.
 """
 
 import ml_collections

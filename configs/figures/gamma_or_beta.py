@@ -3,8 +3,11 @@
   python -m bnonly_jax.sweep --config=configs/figures/gamma_or_beta.py:SCALE --workdir=DIR
   python -m bnonly_jax.figures --config=configs/figures/gamma_or_beta.py:SCALE --workdir=DIR
 
-Cost at `paper`: 60 runs, 0.23 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 0.6 hours, an estimate: nothing of this length has been run.
+What to expect is not known: it has not been run at this scale.
+
+Cost at `paper`: 60 runs, 0.23 EFLOP of training steps (counted). At a fifth of one H100's dense
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 0.6 hours, an estimate:
+nothing of this length has been run.
 """
 
 import ml_collections

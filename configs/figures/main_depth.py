@@ -6,8 +6,9 @@
 The paper: training gamma and beta alone reaches 47.8 % (ResNet-14) to 82 % (ResNet-866) on
 CIFAR-10, far above two random parameters a channel, which are as many.
 
-Cost at `paper`: 175 runs, 3.2 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 9.1 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 175 runs, 3.2 EFLOP of training steps (counted). At a fifth of one H100's dense
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 9.1 hours, an estimate:
+nothing of this length has been run.
 """
 
 import ml_collections

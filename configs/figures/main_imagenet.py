@@ -6,8 +6,9 @@
 The paper: 32 % top-5 for ResNet-200, BatchNorm only. `short` has no ImageNet: it trains ImageNet's
 ResNet-18 on the 32x32 images of the JPEG variant of CIFAR-10.
 
-Cost at `paper`: 75 runs, 223 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 626 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 75 runs, 223 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 626 hours, an estimate: nothing of
+this length has been run.
 """
 
 import ml_collections

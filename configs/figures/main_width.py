@@ -6,8 +6,9 @@
 The paper: training gamma and beta alone reaches 47.8 % (ResNet-14) to 73.2 % (32 times as wide) on
 CIFAR-10. Depth does more for it than width, at the same number of trained parameters.
 
-Cost at `paper`: 150 runs, 29 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 80 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 150 runs, 29 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 80 hours, an estimate: nothing of
+this length has been run.
 """
 
 import ml_collections

@@ -6,8 +6,9 @@
 The paper, BatchNorm with both: 63.2 % for ResNet-14 (47.8 without) to 82.1 % for ResNet-866 (82);
 both without BatchNorm: 48.9 % falling to 13.1 %.
 
-Cost at `paper`: 300 runs, 30 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 85 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 300 runs, 30 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 85 hours, an estimate: nothing of
+this length has been run.
 """
 
 import ml_collections

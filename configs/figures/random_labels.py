@@ -5,8 +5,11 @@
 
 The images are not augmented, so that each can be learned by heart (Zhang et al., arXiv 1611.03530).
 
-Cost at `paper`: 75 runs, 0.4 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 1.1 hours, an estimate: nothing of this length has been run.
+What to expect is not known: it has not been run at this scale.
+
+Cost at `paper`: 75 runs, 0.4 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.1 hours, an estimate: nothing of
+this length has been run.
 """
 
 import ml_collections

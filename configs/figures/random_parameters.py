@@ -7,8 +7,9 @@ K weights of each output channel of every convolution train, chosen by the seed,
 are as many parameters as BatchNorm has. The level line is BatchNorm. The paper: an equal number of
 random parameters does far worse.
 
-Cost at `paper`: 120 runs, 0.64 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 1.8 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 120 runs, 0.64 EFLOP of training steps (counted). At a fifth of one H100's dense
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.8 hours, an estimate:
+nothing of this length has been run.
 """
 
 import ml_collections

@@ -7,8 +7,9 @@ Small is |gamma| < t for t = 0.01, 0.05, 0.1. The paper: with BatchNorm only abo
 features are disabled by gammas that go to zero; its first version has 27 % of gammas below 0.01,
 and 9 % when everything trains.
 
-Cost at `paper`: 70 runs, 1.6 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 4.5 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 70 runs, 1.6 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: nothing of
+this length has been run.
 """
 
 import ml_collections

@@ -1,12 +1,13 @@
-"""Networks without shortcuts: VGG with BatchNorm.
+"""Networks without shortcuts: VGG with BatchNorm. Not in the paper.
 
   python -m bnonly_jax.sweep --config=configs/figures/vgg.py:SCALE --workdir=DIR
   python -m bnonly_jax.figures --config=configs/figures/vgg.py:SCALE --workdir=DIR
 
-Not in the paper's main figure; no numbers of the paper's are given here.
+What to expect is not known: it has not been run at this scale.
 
-Cost at `paper`: 80 runs, 0.61 EFLOP of training steps (counted). At a tenth of one H100's dense
-bfloat16 peak (989 TFLOP/s) that is 1.7 hours, an estimate: nothing of this length has been run.
+Cost at `paper`: 80 runs, 0.61 EFLOP of training steps (counted). At a fifth of one H100's dense
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.7 hours, an estimate:
+nothing of this length has been run.
 """
 
 import ml_collections
