@@ -25,7 +25,8 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   network as 224x224 and 1,000 classes. Of several replicates all is one's.
 
   Returns:
-    `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; bytes of `state`,
+    `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; `moved_step`, the
+    bytes of the global batch's step by `cost`; bytes of `state`,
     of `optimizer` (a part of the state), `frozen`, and `checkpoint` (the state's arrays, to which
     the files of a checkpoint add some kilobytes); and `image_shape`, `classes`, `prepared`.
 
@@ -52,11 +53,12 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
                        jax.ShapeDtypeStruct((1,), np.int32))
   index = jax.ShapeDtypeStruct((devices, config.batch_size // devices), np.int32)
   image = jax.ShapeDtypeStruct((1, *info.image_shape), np.float32)
+  flops_step, moved_step = cost(jax.make_jaxpr(step)(state, frozen, images, index).jaxpr)
   return {
       'table': masks.table(shapes['params'], mask),
-      'flops_forward': flops(jax.make_jaxpr(network.apply)(shapes, image).jaxpr),
-      'flops_step': (flops(jax.make_jaxpr(step)(state, frozen, images, index).jaxpr)
-                     * devices // config.batch_size),
+      'flops_forward': cost(jax.make_jaxpr(network.apply)(shapes, image).jaxpr)[0],
+      'flops_step': flops_step * devices // config.batch_size,
+      'moved_step': moved_step * devices,
       'state': _bytes(state),
       'optimizer': _bytes(state.opt_state),
       'frozen': _bytes(frozen),
@@ -99,33 +101,40 @@ def print_description(config: ml_collections.ConfigDict) -> None:
       f' {values["frozen"]:,}, a checkpoint {values["checkpoint"]:,}')
 
 
-def flops(jaxpr: core.Jaxpr) -> int:
-  """Counts the multiplications and additions of a jaxpr's convolutions and matrix products.
+def cost(jaxpr: core.Jaxpr) -> tuple[int, int]:
+  """Counts what a jaxpr's convolutions and matrix products do.
 
   A scan counts as often as it runs; XLA's own analysis of the compiled step counts a loop once, and
   leaves out products with the padding, which count here as in the figures papers give. All that
   is no convolution or product (norms, ReLUs, the optimizer) is left out.
+
+  Returns:
+    Multiplications and additions; bytes that they read and write, each array once.
   """
-  total = 0
+  flops, moved = 0, 0
   for eqn in jaxpr.eqns:
-    out = eqn.outvars[0].aval if eqn.outvars else None
+    shapes = [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
+    work = None
     if eqn.params.get('name') == conv.strided_input_gradient.__name__:
-      size, _, _, features = eqn.invars[1].aval.shape
-      total += 2 * int(np.prod(out.shape)) * size ** 2 * features // 4
-      continue
-    if eqn.primitive.name == 'conv_general_dilated':
-      kernel = eqn.invars[1].aval.shape
+      size, _, _, features = shapes[1]
+      work = np.prod(shapes[2]) * size ** 2 * features // 4
+    elif eqn.primitive.name == 'conv_general_dilated':
       features = eqn.params['dimension_numbers'].rhs_spec[0]
       # A strided convolution's transpose is one over an image filled up with zeros: not counted.
-      zeros = int(np.prod(eqn.params['lhs_dilation']))
-      total += 2 * int(np.prod(out.shape)) * int(np.prod(kernel)) // kernel[features] // zeros
+      zeros = np.prod(eqn.params['lhs_dilation'])
+      work = np.prod(shapes[2]) * np.prod(shapes[1]) // shapes[1][features] // zeros
     elif eqn.primitive.name == 'dot_general':
       (contracted, _), _ = eqn.params['dimension_numbers']
-      lhs = eqn.invars[0].aval.shape
-      total += 2 * int(np.prod(out.shape)) * int(np.prod([lhs[i] for i in contracted]))
+      work = np.prod(shapes[2]) * np.prod([shapes[0][i] for i in contracted])
+    if work is not None:
+      flops += 2 * int(work)
+      moved += sum(_bytes(var.aval) for var in (*eqn.invars, *eqn.outvars))
+      continue
     repeats = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-    total += repeats * sum(flops(inner) for inner in core.jaxprs_in_params(eqn.params))
-  return total
+    for inner in core.jaxprs_in_params(eqn.params):
+      inner_flops, inner_moved = cost(inner)
+      flops, moved = flops + repeats * inner_flops, moved + repeats * inner_moved
+  return flops, moved
 
 
 def _bytes(tree: Any) -> int:

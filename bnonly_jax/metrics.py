@@ -18,6 +18,7 @@ import rich.table
 import tensorboardX
 
 from bnonly_jax import masks
+from bnonly_jax import workdir as workdir_lib
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -79,14 +80,10 @@ class Writer:
     self._remote, self._file, self._text = False, io.StringIO(), ''
     for line in kept:
       self.write(line.pop('step'), line)
-    if '://' in os.fspath(workdir):  # nothing can be appended there: each line writes all anew
-      self._remote = True
-      self._path.write_text(self._text)
-      return
-    draft = workdir / f'.{self._path.name}'
-    draft.write_text(self._text)
-    draft.replace(self._path)
-    self._file = self._path.open('a')
+    workdir_lib.write_text(self._path, self._text)
+    self._remote = workdir_lib.is_remote(workdir)
+    if not self._remote:
+      self._file = self._path.open('a')
 
   def write(self, step: int, scalars: dict[str, float | list[float]]) -> None:
     """Writes one line at once: a killed process loses none of the lines before.
@@ -98,7 +95,7 @@ class Writer:
     self._text += text
     self._file.write(text)
     self._file.flush()
-    if self._remote:
+    if self._remote:  # nothing can be appended there: each line writes all anew
       self._path.write_text(self._text)
     for name, value in line.items():
       if name != 'step' and isinstance(value, int | float):

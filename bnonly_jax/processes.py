@@ -7,6 +7,7 @@ process alone, inside `on_main`, which gives its result, or its error, to all.
 from collections.abc import Callable
 from collections.abc import Mapping
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from bnonly_jax.config import UserError
 
 _ROOM = 1 << 16  # bytes of a message from the main process
 _PEER_SECONDS = 30  # without a sign of life, after which a process counts as dead
+_calls = itertools.count()  # of `preempted`, over all runs of a sweep
 
 
 def cluster(environment: Mapping[str, str]) -> str:
@@ -31,7 +33,7 @@ def cluster(environment: Mapping[str, str]) -> str:
 
   These are the variables that jax.distributed.initialize reads (jax/_src/clusters).
   """
-  if environment.get('OMPI_MCA_orte_hnp_uri') and environment.get('OMPI_COMM_WORLD_SIZE') != '1':
+  if environment.get('OMPI_COMM_WORLD_SIZE', '1') != '1':
     return 'Open MPI'
   if environment.get('SLURM_JOB_ID') and environment.get('SLURM_STEP_NUM_TASKS', '1') != '1':
     return 'Slurm'
@@ -56,7 +58,7 @@ def initialize(environment: Mapping[str, str], coordinator: str = '', number: in
   If they do not come in time, the process ends with one line and code 1.
 
   Raises:
-    UserError: the flags do not fit together.
+    UserError: the flags do not fit together, or JAX does not find its way.
   """
   found = cluster(environment)
   if coordinator and not (0 <= index < number):
@@ -81,9 +83,16 @@ def initialize(environment: Mapping[str, str], coordinator: str = '', number: in
   timer.daemon = True
   timer.start()
   explicit = (coordinator, number, index) if coordinator else ()
-  jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60,
-                             heartbeat_timeout_seconds=_PEER_SECONDS)
-  timer.cancel()
+  try:
+    jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60,
+                               heartbeat_timeout_seconds=_PEER_SECONDS)
+  except (ValueError, RuntimeError) as error:
+    raise UserError(f'the processes {where} cannot be joined ({error}). Say where they are with'
+                    ' --coordinator=HOST:PORT --processes=N --process=I. To find them itself JAX'
+                    ' needs mpi4py with Open MPI 5, and the package kubernetes on Kubernetes.'
+                    ) from error
+  finally:
+    timer.cancel()
 
 
 def is_main() -> bool:
@@ -161,11 +170,10 @@ def require_shared(folder: epath.Path) -> None:
                     ' --workdir on a file system that all share, or a bucket.')
 
 
-def preempted(call: int) -> bool:
+def preempted() -> bool:
   """Whether a process was told to end (SIGTERM); the same answer in all at one call.
 
-  Args:
-    call: counts the calls by one: JAX has the processes stop at the number that follows the largest
-      that any of them has given, and one that leaves it out never stops.
+  All must call it equally often: JAX has the processes stop at the number that follows the largest
+  that any of them has given, and one that leaves it out never stops.
   """
-  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
+  return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))

@@ -190,6 +190,7 @@ def _run(config, workdir, planned, variables, table, profile):
     state = restored
     metrics.console.print(f'going on after step {int(state.step)} of {total_steps}')
   start_step = int(state.step)
+  processes.require_equal('checkpoint', start_step)
   frozen = checkpoint.keep_frozen(workdir, frozen)
   state, frozen = steps.place((state, steps.store(frozen, config.compute_dtype)), here)
   feed = open_feed(config, info)
@@ -278,7 +279,7 @@ def _run(config, workdir, planned, variables, table, profile):
           lambda: metrics.evaluated(workdir, start_step)):
         evaluate(start_step)
       compiled, traced = set(), profile and processes.is_main()
-      for call, (step, number, batch, replaced) in enumerate(fed):
+      for step, number, batch, replaced in fed:
         if traced and step - start_step == PROFILED.start:
           trace = opened.enter_context(contextlib.ExitStack())
           trace.enter_context(jax.profiler.trace(os.fspath(workdir / 'profile'),
@@ -300,7 +301,7 @@ def _run(config, workdir, planned, variables, table, profile):
           stop.training = True
         if done % steps_per_epoch == 0:
           log.flush()
-        stopping = stop.signal or processes.preempted(call)
+        stopping = stop.signal or processes.preempted()
         if stopping or save_due(done):
           save(done)
         if stopping:
@@ -320,7 +321,7 @@ def _run(config, workdir, planned, variables, table, profile):
       end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))
       plots.gamma_histogram(workdir, start_gammas, end_gammas, title)
     lines = metrics.read(workdir)
-    start = next(x for x in lines if x['step'] == 0)
+    start = next((x for x in lines if x['step'] == 0), {})  # lost, if someone edits the file
     final = {} if diverged_step else next(x for x in lines if x['step'] == total_steps
                                           and 'test_accuracy' in x)
 
@@ -332,7 +333,7 @@ def _run(config, workdir, planned, variables, table, profile):
                'untrained_test_accuracy': each(start, 'test_accuracy', 'test_accuracies')}
     result = {
         **{name: final.get(name) for _, name, _ in EVALUATED},
-        'untrained_test_accuracy': start['test_accuracy'],
+        'untrained_test_accuracy': start.get('test_accuracy'),
         'replicates': [dict(zip(columns, row, strict=True))
                        for row in zip(*columns.values(), strict=True)],
         'diverged': diverged_step is not None,
@@ -378,7 +379,8 @@ def report(result: dict[str, Any], workdir: epath.Path) -> None:
             f' {result["epochs"]} epochs of')
     if result['test_loss'] is None:
       text = 'the test loss is not finite\n' + text
+  untrained = result['untrained_test_accuracy']
   metrics.console.print(
       f'{text} training {result["trained_parameters"]:,} of {result["parameters"]:,} parameters'
-      f' (untrained: {result["untrained_test_accuracy"]:.4f})\n'
+      f' (untrained: {"not known" if untrained is None else f"{untrained:.4f}"})\n'
       f'plots: {"  ".join(plots)}')

@@ -165,13 +165,15 @@ def _lock(workdir, stack):
   try:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # `is_locked` of another process takes it for a moment
+    except BlockingIOError:  # `is_locked` of another process takes it for a moment
       time.sleep(0.2)
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
+  except BlockingIOError as error:
     file.seek(0)
     raise UserError(f'--workdir={workdir} is in use by {file.read().strip() or "another process"}.'
                     ' Wait for it or stop it, or choose another --workdir.') from error
+  except OSError:  # a file system without locks
+    pass
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
@@ -199,6 +201,11 @@ def read_json(file: epath.Path) -> Any:
 def write_json(file: epath.Path, value: Any) -> None:
   """Writes JSON so that at any moment the file is either the old or the new one, whole."""
   text = json.dumps(value, indent=2) + '\n'
+  write_text(file, text)
+
+
+def write_text(file: epath.Path, text: str) -> None:
+  """Writes text so that at any moment, a power cut too, the file is the old or the new one."""
   if is_remote(file):  # an object of a bucket appears whole
     file.write_text(text)
     return

@@ -107,12 +107,12 @@ if [[ -n $first ]]; then
   done
 fi
 
-# The trace is of steps 10 to 60: so many epochs of the 1,437 scans as hold them.
+# The trace is of steps 10 to 60: so many epochs of the 1,437 scans as hold them, whole batches only.
 traced=resnet110
 if [[ " $networks " != *" $traced "* ]]; then traced=${networks%% *}; fi
-if [[ -n $traced && ! -s $out/trace/result.json ]]; then
+if [[ -n $traced && ! -s $out/trace/result.json ]] && ((batch <= 1437)); then
   rm -rf "$out/trace"  # a run that goes on after a kill may be too short for a whole trace
-  epochs=$((60 * batch / 1437 + 1))
+  epochs=$((60 / (1437 / batch) + 1))
   row trace "$python" -m bnonly_jax.main --config="configs/digits.py:$traced" --profile \
     --workdir="$out/trace" --config.batch_size="$batch" --config.compute_dtype="${dtypes##* }" \
     --config.epochs="$epochs" --config.eval_every="$epochs" --config.checkpoint_every="$epochs"

@@ -90,8 +90,9 @@ run() {
     code=0
     on all "cd bnonly && { .venv/bin/python -m ${PROGRAM:-bnonly_jax.main} --distributed$flags; echo \"exit \$?\"; } \
       > run.log 2>&1; tail -n 1 run.log | grep -qxE 'exit (0|143)'" || code=$?
-    if ((code == 0)); then break; fi
+    sleep "$wait"  # a slice that is being taken away is ACTIVE for a while; 143 may mean that, too
     if [[ $(request_state) == ACTIVE ]]; then
+      if ((code == 0)); then break; fi
       on 0 'tail -n 30 bnonly/run.log' || true
       fail "the run ended with an error; its log is above, and bnonly/run.log on each worker"
     fi

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +32,20 @@ def test_flops_are_those_counted_by_hand():
   assert values['flops_step'] == 2 * forward - stem
   assert described('all', network='cifar_resnet14')['flops_step'] == 3 * forward - stem
   assert described('nothing', network='cifar_resnet14')['flops_step'] == forward
+
+
+def test_bytes_moved_are_those_counted_by_hand():
+  devices, batch = jax.local_device_count(), 4
+  image = kernels = 0  # numbers read and written, for an image and for a device
+  convs = [(32, 3, 32, 16, 3), *[(32, 16, 32, 16, 3)] * 4]
+  for size, width in ((16, 32), (8, 64)):
+    convs += [(2 * size, width // 2, size, width, 3), *[(size, width, size, width, 3)] * 3]
+    convs += [(size, width // 2, size, width, 1)]  # the shortcut's, of every other pixel
+  for size_in, features_in, size_out, features, size in convs:
+    image += size_in ** 2 * features_in + size_out ** 2 * features
+    kernels += size ** 2 * features_in * features
+  expected = 4 * (batch * (image + 64 + 10) + devices * (kernels + 640))
+  assert described('nothing', network='cifar_resnet14')['moved_step'] == expected
 
 
 @pytest.mark.parametrize('train, trained', [('batchnorm', 1120), ('all', 175258), ('nothing', 0)])

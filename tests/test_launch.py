@@ -90,12 +90,14 @@ def test_setup_copies_the_repository_to_all_workers_and_installs_it(stubs):
   assert ' ssh bn ' in install and '--worker=all' in install
 
 
-def test_run_comes_back_after_a_preemption(stubs):
+@pytest.mark.parametrize('code', [255, 0])  # gone at once, or after a checkpoint
+def test_run_comes_back_after_a_preemption(stubs, code):
   flags = ['--config=configs/cifar10.py:resnet110', '--workdir=gs://b/run',
            '--config.train=a b']
   done, calls = run(stubs, 'tpu_pod.sh', 'run', *flags, **POD, answers=[
-      ('gcloud', 'bnonly_jax.main', 255, ''), ('gcloud', STATE, 0, 'SUSPENDED'),
-      ('gcloud', STATE, 0, 'SUSPENDED'), ('gcloud', STATE, 0, 'ACTIVE')])
+      ('gcloud', 'bnonly_jax.main', code, ''), ('gcloud', STATE, 0, 'SUSPENDED'),
+      ('gcloud', STATE, 0, 'SUSPENDED'), ('gcloud', STATE, 0, 'ACTIVE'),
+      ('gcloud', 'bnonly_jax.main', 0, ''), ('gcloud', STATE, 0, 'ACTIVE')])
   assert done.returncode == 0, done.stderr
   text = '\n'.join(' '.join(call) for call in calls)
   assert text.count('-m bnonly_jax.main') == 2 and 'was preempted; asking again' in done.stdout

@@ -198,8 +198,7 @@ def test_a_workdir_that_is_not_shared_is_refused(data_dir, tmp_path):
 @pytest.mark.parametrize('environment, name', [
     ({}, ''), ({'SLURM_JOB_ID': '7'}, ''), ({'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '1'}, ''),
     ({'SLURM_JOB_ID': '7', 'SLURM_STEP_NUM_TASKS': '4'}, 'Slurm'),
-    ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
-    ({'OMPI_MCA_orte_hnp_uri': 'x', 'OMPI_COMM_WORLD_SIZE': '1'}, ''),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'), ({'OMPI_COMM_WORLD_SIZE': '1'}, ''),
     ({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '0'}, 'Kubernetes'),
     ({'KUBERNETES_SERVICE_HOST': 'x'}, ''), ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'Cloud TPU'),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, '')])
@@ -214,10 +213,28 @@ def test_half_of_the_flags_is_an_error(flags):
     processes.initialize({}, **flags)
 
 
+def test_processes_that_jax_cannot_find_are_told(monkeypatch):
+  def fail(**_):
+    raise ValueError('coordinator_address should be defined.')
+
+  monkeypatch.setattr(processes.jax.distributed, 'initialize', fail)
+  with pytest.raises(UserError, match='in the cluster .Kubernetes. cannot be joined .coordinator'):
+    processes.initialize({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '0'})
+
+
+def test_told_to_stop_between_two_runs_the_second_stops(monkeypatch):
+  numbers = []
+  monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes.multihost_utils, 'reached_preemption_sync_point', numbers.append)
+  for _ in range(2):  # runs of a sweep, of two steps each: no number comes again
+    processes.preempted(), processes.preempted()
+  assert numbers == list(range(numbers[0], numbers[0] + 4))
+
+
 def test_one_process_agrees_with_itself(tmp_path):
   processes.require_equal('config', {})
   processes.require_shared(tmp_path)
-  assert processes.on_main(lambda: 3) == 3 and not processes.preempted(1)
+  assert processes.on_main(lambda: 3) == 3 and not processes.preempted()
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def strided_input_gradient(dy: jax.Array, kernel: jax.Array,
   """The gradient of the input of a convolution of stride 2, without the zeros of a transposed one.
 
   One convolution makes the four pixels of each pair of rows and columns, each with every other tap
-  of the kernel, as 4 C_in channels. A function of its own so that `describe.flops` knows it: the
+  of the kernel, as 4 C_in channels. A function of its own so that `describe.cost` knows it: the
   taps that fill the kernel up to an even size are zeros.
 
   Args:

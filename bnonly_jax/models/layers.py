@@ -133,7 +133,7 @@ def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features
   """
   expansion = 4 if block is Bottleneck else 1
   if remat:
-    block = nn.remat(block, prevent_cse=False)
+    block = nn.remat(block)
   if stride > 1 or x.shape[-1] != expansion * features:
     x, _ = block(features, norm, stride, name=f'{name}_first')(x)
     blocks -= 1
