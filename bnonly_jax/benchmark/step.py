@@ -30,22 +30,20 @@ def costs(config: ml_collections.ConfigDict, lowered: jax.stages.Lowered) -> dic
   Returns:
     Bytes `temporary`, `arguments` and `peak` (both and the outputs that are not arguments given
     back) on one device, `flops` of the global batch, `convolutions` in the program (one in a loop
-    counts once), `all_reduced` bytes, and `moved`, the least bytes that the convolutions and
-    products of one device read and write.
+    counts once) and `all_reduced` bytes.
   """
   compiled = lowered.compile()
   memory = compiled.memory_analysis()
   text = compiled.as_text()
   arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  described = describe.describe(config)
   new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return {
       'temporary': temporary, 'arguments': arguments,
       'peak': arguments + temporary + new_outputs,
-      'flops': described['flops_step'] * config.batch_size * config.replicates,
+      'flops': (describe.describe(config)['flops_step'] * config.batch_size
+                * config.replicates),
       'convolutions': len(re.findall(r' convolution\(|custom_call_target="__cudnn\$conv', text)),
-      'all_reduced': common.all_reduced_bytes_of(text),
-      'moved': described['moved_step'] * config.replicates // jax.local_device_count()}
+      'all_reduced': common.all_reduced_bytes_of(text)}
 
 
 def measure(config: ml_collections.ConfigDict, against: str = 'all',
@@ -60,8 +58,8 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
   Returns:
     `device`, `devices`, `jax`, `network`, `batch`, `compute_dtype`, and in `selections` for each
     what `costs` gives, `step_seconds` (the median of seven), `images_per_second` (of all
-    replicates) and, on a device in PEAKS, `share_of_flops` and (by `moved`, so at the least)
-    `share_of_memory` of what it can do.
+    replicates) and, on a device in PEAKS, `share_of_flops` and `share_of_memory` of what it can do:
+    the latter by what convolutions and products read and write, so at the least.
     Against another selection also `start_seconds` (of a new process to the end of its first step)
     and `compile_seconds` (tracing included). Against PyTorch what `_torch_row` gives as `torch`.
     `ratio` is of the first to the second.
@@ -94,7 +92,8 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
       row.update(start_seconds=start_seconds, compile_seconds=first - step_seconds)
     if kind in PEAKS:
       row['share_of_flops'] = row['flops'] / devices / step_seconds / PEAKS[kind].flops
-      row['share_of_memory'] = row['moved'] / step_seconds / PEAKS[kind].memory
+      moved = describe.describe(config)['moved_step'] * config.replicates / devices
+      row['share_of_memory'] = moved / step_seconds / PEAKS[kind].memory
   whole = {'device': kind, 'devices': devices, 'jax': jax.__version__, 'network': config.network,
            'batch': config.batch_size, 'compute_dtype': config.compute_dtype, 'selections': result}
   if torch:
@@ -161,7 +160,7 @@ def _rows(whole):
 def _print(whole):
   units = {'step_seconds': ('ms', 1e3), 'start_seconds': ('s', 1), 'compile_seconds': ('s', 1),
            'temporary': ('MB', 1e-6), 'arguments': ('MB', 1e-6), 'peak': ('MB', 1e-6),
-           'moved': ('MB', 1e-6), 'flops': ('GFLOP', 1e-9), 'all_reduced': ('kB', 1e-3)}
+           'flops': ('GFLOP', 1e-9), 'all_reduced': ('kB', 1e-3)}
   rows = _rows(whole)
   print(f'{whole["network"]}, batch {whole["batch"]}, {whole["devices"]} {whole["device"]}'
         ' device(s)')
