@@ -26,9 +26,9 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
   Returns:
     `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; `moved_step`, the
-    bytes of the global batch's step by `cost`; bytes of `state`,
-    of `optimizer` (a part of the state), `frozen`, and `checkpoint` (the state's arrays, to which
-    the files of a checkpoint add some kilobytes); and `image_shape`, `classes`, `prepared`.
+    bytes of the global batch's step by `cost`; bytes of `state`, of `optimizer` (a part of the
+    state), `frozen`, and `checkpoint` (the state's arrays, to which the files of a checkpoint add
+    some kilobytes); and `image_shape`, `classes`, `prepared`.
 
   Raises:
     UserError: as `train.plan`.

@@ -107,7 +107,8 @@ if [[ -n $first ]]; then
   done
 fi
 
-# The trace is of steps 10 to 60: so many epochs of the 1,437 scans as hold them, whole batches only.
+# The trace is of steps 10 to 60: so many epochs of the 1,437 scans as hold them, whole batches
+# only. A batch larger than the data set has no trace.
 traced=resnet110
 if [[ " $networks " != *" $traced "* ]]; then traced=${networks%% *}; fi
 if [[ -n $traced && ! -s $out/trace/result.json ]] && ((batch <= 1437)); then

@@ -165,7 +165,8 @@ def test_replicates_take_the_place_of_seeds(data_dir, tmp_path, trained, capsys)
   assert '65.00 +- 12.91' in capsys.readouterr().out  # over 50, 60, 70, 80: seeds, not programs
   for wrong in (3, 0):
     config.base.replicates = wrong
-    with pytest.raises(UserError, match=f'replicates is {wrong}; allowed is a divisor of'):
+    with pytest.raises(UserError, match=f'replicates is {wrong}; allowed is a divisor of'
+                       ' config.seeds = 4'):
       sweep.runs(config, 'x')
 
 

@@ -154,6 +154,7 @@ def test_a_share_of_the_images_trains_on_labels_drawn_at_random(data_dir, tmp_pa
   config = tiny_config(data_dir, **fields)
   result = train.train_and_evaluate(config, tmp_path)
   assert result['train_images'] == 718 and result['steps'] == 2 * 11
+  assert result['test_accuracy'] < 0.25
 
 
 def test_it_learns(data_dir, tmp_path):

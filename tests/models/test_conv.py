@@ -8,7 +8,7 @@ from bnonly_jax.models import conv
 
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('size', [1, 3, 5, 7])
-@pytest.mark.parametrize('shape', [(6, 5), (1, 3)])
+@pytest.mark.parametrize('shape', [(6, 5), (7, 8), (1, 3)])
 def test_the_form_for_cpu_has_the_gradients_of_the_plain_one(shape, size, stride):
   assert jax.default_backend() == 'cpu'
   rng = np.random.default_rng(0)
