@@ -27,20 +27,20 @@ import ml_collections
 import numpy as np
 import rich.progress
 
-from bnonly_jax import checkpoint
 from bnonly_jax import command_line
 from bnonly_jax import masks
-from bnonly_jax import metrics
 from bnonly_jax import optimizer
-from bnonly_jax import plots
-from bnonly_jax import processes
 from bnonly_jax import steps
 from bnonly_jax import train
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import UserError
 from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
 from bnonly_jax.models import layers
+from bnonly_jax.run import checkpoint
+from bnonly_jax.run import metrics
+from bnonly_jax.run import plots
+from bnonly_jax.run import processes
+from bnonly_jax.run import workdir as workdir_lib
 
 THRESHOLDS = (0.01, 0.05, 0.1)  # the paper's
 SMALL = THRESHOLDS[0]  # below it, a gamma leaves its feature without the image

@@ -43,7 +43,7 @@ def define_processes() -> Callable[[], None]:
       'start_timeout', 300, 'Seconds to wait for the other processes at the start.')
 
   def join():
-    from bnonly_jax import processes  # here, so that a mistake in the flags is told at once
+    from bnonly_jax.run import processes  # here, so that a mistake in the flags is told at once
     processes.initialize(os.environ, coordinator.value, number.value, index.value, timeout.value,
                          distributed.value)
 

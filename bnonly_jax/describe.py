@@ -10,12 +10,12 @@ import numpy as np
 from bnonly_jax import config as config_lib
 from bnonly_jax import data
 from bnonly_jax import masks
-from bnonly_jax import metrics
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.data import augment
 from bnonly_jax.models import conv
+from bnonly_jax.run import metrics
 
 
 def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:

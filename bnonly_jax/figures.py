@@ -19,14 +19,14 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import command_line
-from bnonly_jax import metrics
 from bnonly_jax import paper
-from bnonly_jax import plots
 from bnonly_jax import sweep
 from bnonly_jax import sweep_config
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
+from bnonly_jax.run import metrics
+from bnonly_jax.run import plots
+from bnonly_jax.run import workdir as workdir_lib
 
 _MARKERS = 'osD^vP*'
 

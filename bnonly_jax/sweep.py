@@ -24,11 +24,11 @@ import ml_collections
 
 from bnonly_jax import command_line
 from bnonly_jax import sweep_config
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.config import validate
+from bnonly_jax.run import workdir as workdir_lib
 
 STATES = ('done', 'diverged', 'running', 'stopped', 'failed', 'other', 'missing')
 
@@ -153,7 +153,7 @@ def point_name(config: ml_collections.ConfigDict, point: sweep_config.Point) -> 
 
 def progress(run: Run) -> Progress:
   """Looks up how far a run is; nothing is written."""
-  from bnonly_jax import metrics
+  from bnonly_jax.run import metrics
   lines = metrics.read(run.workdir) if run.workdir.exists() else []
   steps = max((line['step'] for line in lines), default=0)
   seconds = sum(line.get('time_seconds') or 0 for line in lines)
@@ -198,9 +198,9 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   """
   import jax
 
-  from bnonly_jax import metrics
-  from bnonly_jax import processes
   from bnonly_jax import train
+  from bnonly_jax.run import metrics
+  from bnonly_jax.run import processes
   metrics.console.quiet = not processes.is_main()
   own = share(config, workdir, only, task, tasks)
   workdir_lib.check_folder(workdir_lib.path(workdir))
@@ -243,7 +243,7 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
 
 def _analyse(run):
   from bnonly_jax import analysis
-  from bnonly_jax import processes
+  from bnonly_jax.run import processes
   there = processes.on_main(lambda: [found['seed'] for found in analyses(run)])
   for replicate in range(run.config.replicates):
     if run.config.seed + replicate not in there:
@@ -263,7 +263,7 @@ def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
   """Prints, point by point, how many runs are in which state, their accuracy and their time."""
   import numpy as np
 
-  from bnonly_jax import metrics
+  from bnonly_jax.run import metrics
   points, lines = {}, []
   for run in runs(config, workdir, only):
     points.setdefault(run.point_name, []).append(progress(run))
@@ -282,7 +282,7 @@ def print_status(config: ml_collections.ConfigDict, workdir: str | os.PathLike,
 def print_list(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only: str = '',
                task: int = 0, tasks: int = 1) -> None:
   """Prints every run, its state, and what it changes in the base config."""
-  from bnonly_jax import metrics
+  from bnonly_jax.run import metrics
   for run in share(config, workdir, only, task, tasks):
     changes = '  '.join(f'{field}={value}' for field, value in run.point.changes.items())
     metrics.console.print(f'{run.name}  {progress(run).state}  {changes}')
@@ -328,7 +328,7 @@ def estimate(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only
 
 def print_estimate(planned: list[tuple[Run, Progress, float]]) -> None:
   """Prints what `estimate` returns."""
-  from bnonly_jax import metrics
+  from bnonly_jax.run import metrics
   for run, so_far, seconds in planned:
     metrics.console.print(f'{run.name}  {so_far.state}  {_duration(seconds)}')
   total = sum(seconds for _, _, seconds in planned)

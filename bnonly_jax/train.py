@@ -17,24 +17,24 @@ import jax
 import ml_collections
 import numpy as np
 
-from bnonly_jax import checkpoint
 from bnonly_jax import config as config_lib
 from bnonly_jax import data
 from bnonly_jax import masks
-from bnonly_jax import metrics
 from bnonly_jax import models
 from bnonly_jax import optimizer
-from bnonly_jax import plots
-from bnonly_jax import processes
-from bnonly_jax import signals
 from bnonly_jax import steps
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import UserError
 from bnonly_jax.data import augment
 from bnonly_jax.data import prepare
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
 from bnonly_jax.models import from_torch
+from bnonly_jax.run import checkpoint
+from bnonly_jax.run import metrics
+from bnonly_jax.run import plots
+from bnonly_jax.run import processes
+from bnonly_jax.run import signals
+from bnonly_jax.run import workdir as workdir_lib
 
 PROFILED = range(10, 60)  # steps of this process, the first being 0
 # What an evaluation sums up, and what metrics and result call the mean over images: that of all

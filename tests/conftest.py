@@ -18,7 +18,6 @@ import pytest
 
 from bnonly_jax import data
 from bnonly_jax import masks
-from bnonly_jax import metrics
 from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax import steps
@@ -28,6 +27,7 @@ from bnonly_jax.data import augment
 from bnonly_jax.data import batches
 from bnonly_jax.data import prepare
 from bnonly_jax.data import resident
+from bnonly_jax.run import metrics
 
 BATCH = 64
 

@@ -14,19 +14,19 @@ from test_main import ROOT
 from test_train import tiny_config
 
 from bnonly_jax import analysis
-from bnonly_jax import checkpoint
 from bnonly_jax import data
 from bnonly_jax import masks
 from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax import train
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.data import resident
 from bnonly_jax.models import layers
 from bnonly_jax.models import norm
+from bnonly_jax.run import checkpoint
+from bnonly_jax.run import workdir as workdir_lib
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import time
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from bnonly_jax import metrics
+from bnonly_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -83,7 +83,8 @@ def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir
 
 DIE = '''
 import os
-from bnonly_jax import checkpoint, command_line, main, train, workdir
+from bnonly_jax import command_line, main, train
+from bnonly_jax.run import checkpoint, workdir
 real_save, real_write = checkpoint.save, workdir.write_json
 def save(checkpointer, step, *rest):
   done = real_save(checkpointer, step, *rest)

@@ -13,10 +13,10 @@ from test_train import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import masks
-from bnonly_jax import metrics
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import UserError
+from bnonly_jax.run import metrics
 
 pytestmark = pytest.mark.slow
 

@@ -10,17 +10,17 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from bnonly_jax import checkpoint
 from bnonly_jax import masks
-from bnonly_jax import metrics
 from bnonly_jax import optimizer
-from bnonly_jax import processes
 from bnonly_jax import steps
 from bnonly_jax import train
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.data import batches
+from bnonly_jax.run import checkpoint
+from bnonly_jax.run import metrics
+from bnonly_jax.run import processes
+from bnonly_jax.run import workdir as workdir_lib
 
 TIMES = ('time_seconds', 'time_images_per_second', 'seconds', 'finished')
 

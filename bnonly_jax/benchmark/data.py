@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import data
-from bnonly_jax import metrics
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.benchmark import common
@@ -20,6 +19,7 @@ from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.data import augment
 from bnonly_jax.data import streamed
+from bnonly_jax.run import metrics
 
 
 def write_imagenet_like(folder: pathlib.Path, number: int = 64) -> int:

@@ -7,11 +7,11 @@ import jax
 import ml_collections
 
 from bnonly_jax import describe
-from bnonly_jax import metrics
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark.peaks import Peak
 from bnonly_jax.benchmark.peaks import PEAKS
 from bnonly_jax.config import default_config
+from bnonly_jax.run import metrics
 
 
 def roofline(flops_an_image: float, bytes_reduced: float, batch: int, devices: int, peak: Peak

@@ -9,11 +9,11 @@ import jax
 import ml_collections
 
 from bnonly_jax import describe
-from bnonly_jax import metrics
 from bnonly_jax.benchmark import against_torch
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark.peaks import PEAKS
 from bnonly_jax.config import UserError
+from bnonly_jax.run import metrics
 
 
 def first_step(config: ml_collections.ConfigDict) -> float:

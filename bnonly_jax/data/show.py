@@ -33,10 +33,10 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   import jax.numpy as jnp
   import numpy as np
 
-  from bnonly_jax import plots
   from bnonly_jax import train
   from bnonly_jax.data import augment
   from bnonly_jax.data import prepare
+  from bnonly_jax.run import plots
   out = epath.Path(out)
   config = ml_collections.ConfigDict({**config.to_dict(), 'replicates': 1})  # the first
   info = train.plan(config).info

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from bnonly_jax import data
-from bnonly_jax import metrics
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import UserError
@@ -22,6 +21,7 @@ from bnonly_jax.data import decode
 from bnonly_jax.data import records
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
+from bnonly_jax.run import metrics
 
 STEPS = 7  # over the border of two epochs
 

@@ -5,8 +5,8 @@ import fcntl
 from etils import epath
 import pytest
 
-from bnonly_jax import workdir as workdir_lib
 from bnonly_jax.config import UserError
+from bnonly_jax.run import workdir as workdir_lib
 
 
 def test_a_folder_is_one_processs(tmp_path):

@@ -18,7 +18,7 @@ import rich.table
 import tensorboardX
 
 from bnonly_jax import masks
-from bnonly_jax import workdir as workdir_lib
+from bnonly_jax.run import workdir as workdir_lib
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 

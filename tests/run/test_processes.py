@@ -16,12 +16,12 @@ from test_train import tiny_config
 from test_train import without_times
 
 from bnonly_jax import analysis
-from bnonly_jax import metrics
-from bnonly_jax import processes
 from bnonly_jax import train
 from bnonly_jax.config import UserError
+from bnonly_jax.run import metrics
+from bnonly_jax.run import processes
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable, 'DEVICES': '2', 'XLA_FLAGS': '',
                'PYTHONUNBUFFERED': '1'}
 # Equal rates at any number of epochs, and small ones: rounding differs and training amplifies it.
@@ -76,7 +76,8 @@ def test_two_processes_do_what_one_does_and_take_over_from_each_other(data_dir, 
 
 DIGESTS = '''
 import os, pathlib, sys
-from bnonly_jax import checkpoint, command_line, main
+from bnonly_jax import command_line, main
+from bnonly_jax.run import checkpoint
 real = checkpoint.save
 def save(checkpointer, step, state, *rest):
   import jax

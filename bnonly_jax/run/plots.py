@@ -9,7 +9,7 @@ from etils import epath
 import numpy as np
 
 from bnonly_jax import masks
-from bnonly_jax import metrics
+from bnonly_jax.run import metrics
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
 BLUE, ORANGE, GREY = '#0072B2', '#E69F00', '#999999'

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from bnonly_jax import masks
-from bnonly_jax import metrics
+from bnonly_jax.run import metrics
 
 
 def test_lines_after_the_checkpoint_go_and_a_torn_one_too(tmp_path):

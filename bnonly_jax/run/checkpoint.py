@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from bnonly_jax import processes
 from bnonly_jax.config import UserError
+from bnonly_jax.run import processes
 
 
 @contextlib.contextmanager

@@ -4,9 +4,9 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
-from bnonly_jax import checkpoint
 from bnonly_jax import masks
 from bnonly_jax.config import UserError
+from bnonly_jax.run import checkpoint
 
 PENDING = [{'loss': float(np.float32(0.1)), 'accuracy': 0.5}]
 

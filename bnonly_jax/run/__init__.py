@@ -1,0 +1,1 @@
+"""What a run writes and hears: folder, checkpoints, metrics, plots; other processes, signals."""
