@@ -16,9 +16,9 @@ from absl import app
 from absl import flags
 from absl import logging
 
-from bnonly_jax import data
 from bnonly_jax.config import UserError
 from bnonly_jax.data import archives
+from bnonly_jax.data import sets
 
 
 def prepare(name: str, data_dir: str = '', source: str = '', download: bool = False
@@ -38,8 +38,8 @@ def prepare(name: str, data_dir: str = '', source: str = '', download: bool = Fa
     UserError: it is prepared in another format, an archive is missing or wrong, TensorFlow is
       needed and missing, or TFDS knows no such name.
   """
-  root = data.directory(data_dir)
-  if not data.versions(name, root):
+  root = sets.directory(data_dir)
+  if not sets.versions(name, root):
     kwargs = {'data_dir': root, 'file_format': 'array_record'}
     if name == 'digits':
       _prepare_digits(root, kwargs)
@@ -47,8 +47,8 @@ def prepare(name: str, data_dir: str = '', source: str = '', download: bool = Fa
       _prepare_cifar10_jpeg(source, kwargs)
     else:
       _prepare_stock(name, source, download, kwargs)
-  path = data.newest_version(name, root)
-  data.require_array_record(path, 'Then prepare it again.')
+  path = sets.newest_version(name, root)
+  sets.require_array_record(path, 'Then prepare it again.')
   return path
 
 
@@ -61,7 +61,7 @@ def _prepare_digits(root, kwargs):
     with contextlib.redirect_stdout(None):  # TFDS speaks of a download, and there is none
       Digits(**kwargs).download_and_prepare()
   except OSError as error:
-    if not data.versions('digits', root):  # else another run was faster
+    if not sets.versions('digits', root):  # else another run was faster
       raise UserError(f'{root} cannot hold the data set digits ({error}). Name another'
                       ' folder with --config.data.dir=...') from error
 
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> None:
   except UserError as error:
     sys.exit(f'error: {error}')
   except OSError as error:
-    sys.exit(f'error: {data.directory(_DATA_DIR.value)} cannot be written ({error}). Make room, or'
+    sys.exit(f'error: {sets.directory(_DATA_DIR.value)} cannot be written ({error}). Make room, or'
              ' name another folder with --data_dir.')
   except KeyboardInterrupt:
     print('stopped; nothing counts as prepared', file=sys.stderr)

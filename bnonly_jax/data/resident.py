@@ -7,16 +7,16 @@ import os
 import ml_collections
 import numpy as np
 
-from bnonly_jax import data
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
 from bnonly_jax.data import records as records_lib
+from bnonly_jax.data import sets
 
 _CHUNK = 1000  # records read at once by a thread
 
 
-def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
-              processes: int = 1) -> data.Feed:
+def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
+              processes: int = 1) -> sets.Feed:
   """Loads a data set.
 
   Args:
@@ -29,7 +29,7 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
     UserError: an image is bad, and config.data.bad_images is stop.
   """
   skip = config.data.bad_images == 'skip'
-  records = data.open_split(info, 'train')
+  records = sets.open_split(info, 'train')
   seeds = range(config.seed, config.seed + config.replicates)
   chosen = [batches.subsample(len(records), info.train_images, seed) for seed in seeds]
   used = np.unique(chosen)
@@ -39,7 +39,7 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
     drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
                                   config.seed)
     train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
-  records = data.open_split(info, info.test_split)
+  records = sets.open_split(info, info.test_split)
   test, bad_tests = load(config, info, records, np.arange(len(records)), 0, replace=False)
   if skip and process == 0:
     records_lib.report('train', 'replaced', bad)
@@ -60,17 +60,17 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
     for index, weight in batches.eval_indices(len(test.labels), batch_size):
       yield tuple(batches.own_slice(x, process, processes) for x in (index, weight * good[index]))
 
-  return data.Feed(train, test, train_batches, eval_batches)
+  return sets.Feed(train, test, train_batches, eval_batches)
 
 
-def load(config: ml_collections.ConfigDict, info: data.Info,
+def load(config: ml_collections.ConfigDict, info: sets.Info,
          records: records_lib.Folder | records_lib.ArrayRecords, indices: np.ndarray,
-         pad: int, replace: bool) -> tuple[data.Images, list[records_lib.Bad]]:
+         pad: int, replace: bool) -> tuple[sets.Images, list[records_lib.Bad]]:
   """Decodes records of a split on all cores, in frames of `pad` black pixels.
 
   Bad images: as `records.read_images` says.
   """
-  form = data.form(config, info)
+  form = sets.form(config, info)
   height, width, channels = info.image_shape
   images = np.zeros((len(indices), height + 2 * pad, width + 2 * pad, channels), np.uint8)
   inner = images[:, pad:pad + height, pad:pad + width]
@@ -83,5 +83,5 @@ def load(config: ml_collections.ConfigDict, info: data.Info,
 
   with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     parts = list(pool.map(chunk, range(0, len(indices), _CHUNK)))
-  return (data.Images(images, np.concatenate([labels for labels, _ in parts])),
+  return (sets.Images(images, np.concatenate([labels for labels, _ in parts])),
           [image for _, bad in parts for image in bad])

@@ -12,18 +12,18 @@ from absl import flags
 import ml_collections
 import numpy as np
 
-from bnonly_jax import data
 from bnonly_jax import seeds
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
 from bnonly_jax.data import records as records_lib
+from bnonly_jax.data import sets
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
   """Step number to batch: what a process takes in a training step, the same whoever asks."""
   config: ml_collections.ConfigDict
-  info: data.Info
+  info: sets.Info
   process: int
   processes: int
   records: Any
@@ -35,7 +35,7 @@ class TrainBatches:
 
   def __getitem__(self, step: int) -> dict[str, Any]:
     """Returns `images` uint8 [n, H, W, C] (padded), `labels` int32 [n] and `bad`."""
-    config, form = self.config, data.form(self.config, self.info)
+    config, form = self.config, sets.form(self.config, self.info)
     index = batches.own_slice(batches.train_indices(
         config.seed, step, self.info.train_images, config.batch_size),
                               self.process, self.processes)
@@ -61,7 +61,7 @@ class TrainBatches:
 class EvalBatches:
   """Number to batch of an evaluation."""
   config: ml_collections.ConfigDict
-  info: data.Info
+  info: sets.Info
   batch_size: int  # global
   process: int
   processes: int
@@ -72,7 +72,7 @@ class EvalBatches:
 
   def __getitem__(self, number: int) -> dict[str, Any]:
     """Returns `images` uint8 [n, H, W, C], `labels` int32 [n], `weight` float32 [n] and `bad`."""
-    config, form = self.config, data.form(self.config, self.info)
+    config, form = self.config, sets.form(self.config, self.info)
     index, weight = (batches.own_slice(x, self.process, self.processes) for x in
                      batches.eval_indices(self.info.test_images, self.batch_size)[number])
     decoder = decode.centre_crop if config.data.image_size else decode.whole
@@ -95,10 +95,10 @@ def _unpack(batch):
   return [records_lib.Bad(int(position), record, rule) for position, record, rule in lines]
 
 
-def train_source(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
+def train_source(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
                  processes: int = 1) -> TrainBatches:
   """Opens the training split; arguments as for `open_feed`."""
-  records = data.open_split(info, 'train')
+  records = sets.open_split(info, 'train')
   return TrainBatches(
       config, info, process, processes, records,
       batches.subsample(len(records), info.train_images, config.seed),
@@ -106,8 +106,8 @@ def train_source(config: ml_collections.ConfigDict, info: data.Info, process: in
                             config.seed))
 
 
-def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int = 0,
-              processes: int = 1) -> data.Feed:
+def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
+              processes: int = 1) -> sets.Feed:
   """Opens a data set; nothing is decoded yet.
 
   Args:
@@ -121,14 +121,14 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
   """
   skip = config.data.bad_images == 'skip'
   train = train_source(config, info, process, processes)
-  tests = data.open_split(info, info.test_split)
+  tests = sets.open_split(info, info.test_split)
 
   def train_batches(start):
     for batch in _decoded(train, start, config):
       bad = _unpack(batch)
       if not skip:
         records_lib.refuse(bad)
-      yield data.Images(batch['images'], batch['labels']), len({image.position for image in bad})
+      yield sets.Images(batch['images'], batch['labels']), len({image.position for image in bad})
 
   def eval_batches(batch_size):
     left_out = []
@@ -137,11 +137,11 @@ def open_feed(config: ml_collections.ConfigDict, info: data.Info, process: int =
       left_out += _unpack(batch)
       if not skip:
         records_lib.refuse(left_out)
-      yield data.Images(batch['images'], batch['labels']), batch['weight']
+      yield sets.Images(batch['images'], batch['labels']), batch['weight']
     if process == 0:
       records_lib.report(info.test_split, 'left out', left_out)
 
-  return data.Feed(None, None, train_batches, eval_batches)
+  return sets.Feed(None, None, train_batches, eval_batches)
 
 
 def _begin_worker(*_: int) -> None:

@@ -54,7 +54,7 @@ def test_a_folder_of_images_by_class(tmp_path):
   assert info.class_names == ('ant', 'bee', 'cat') and info.classes == 3
   assert (info.train_images, info.test_images, info.test_split) == (40, 11, 'test')
   assert info.image_shape == (24, 24, 3)
-  split = data.open_split(info, 'train')
+  split = sets.open_split(info, 'train')
   names = [path.parent.name for path in split.paths]
   assert names == sorted(names) and [info.class_names[label] for label in split.labels] == names
   # Another file there is another version of the data set.

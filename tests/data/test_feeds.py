@@ -20,6 +20,7 @@ from bnonly_jax.data import batches
 from bnonly_jax.data import decode
 from bnonly_jax.data import records
 from bnonly_jax.data import resident
+from bnonly_jax.data import sets
 from bnonly_jax.data import streamed
 from bnonly_jax.run import metrics
 
@@ -129,10 +130,10 @@ def test_evaluation_has_every_image_once(folder):
   pairs = [list(feed.eval_batches(4)) for feed in feeds]
   labels = np.concatenate([batch.labels[weight == 1] for part in pairs for batch, weight in part])
   np.testing.assert_array_equal(np.bincount(labels), [4, 4, 3])
-  split = data.open_split(info, 'test')
+  split = sets.open_split(info, 'test')
   first = pairs[0][0][0].images[0]
   np.testing.assert_array_equal(first, decode.centre_crop(split.read([0])[0][0],
-                                                          data.form(config, info)))
+                                                          sets.form(config, info)))
 
 
 def spoil(folder, tmp_path, split, number):
@@ -205,7 +206,7 @@ def test_no_good_test_image_is_an_error(folder, tmp_path):
 
 def test_a_label_out_of_range_is_bad(folder):
   info = data.find(folder_config(folder / 'equal'))
-  split = data.open_split(info, 'train')
+  split = sets.open_split(info, 'train')
   split = records.Folder(split.paths, [*split.labels[:5], 7, -1, *split.labels[7:]])
   images = np.zeros((8, 32, 32, 3), np.uint8)
   form = decode.Form(32, 32, 3, (32, 32, 3), 0, (), ())
