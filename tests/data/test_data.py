@@ -10,6 +10,7 @@ import pytest
 
 from bnonly_jax import data
 from bnonly_jax.config import UserError
+from bnonly_jax.data import sets
 
 
 def test_the_newest_version_counts(data_dir, tmp_path):
