@@ -9,6 +9,12 @@ from typing import Any
 
 import ml_collections
 
+# Fields without influence on a run's state: where data lies, how it is read, and what is kept of
+# the run. They may change when a run goes on. So may epochs, upwards.
+FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
+        'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every', 'checkpoint_every_steps',
+        'checkpoint_every_minutes', 'checkpoint_keep', 'checkpoint_keep_every')
+
 
 class UserError(ValueError):
   """A mistake of the user's: one line with the value, what is allowed and what to do next."""
@@ -49,12 +55,17 @@ def default_config() -> ml_collections.ConfigDict:
   config.batch_size = 128
   # Images in an evaluation step, over all devices; rounded up to a multiple of them.
   config.eval_batch_size = 500
-  # BatchNorm's statistics: of each device's own share of the batch, or of the whole batch.
-  config.sync_batchnorm = False
+  # Over how many images of the global batch BatchNorm takes its statistics: the batch is cut into
+  # consecutive groups of so many. 0: the whole batch. The number of devices changes nothing.
+  config.batchnorm_images = 0
 
   # In what images, activations and their gradients are computed: float32 or bfloat16. Statistics,
   # sums, logits, gamma and beta, and all that trains, stay in float32.
   config.compute_dtype = 'float32'
+  # How exactly float32 numbers are multiplied: default, high or highest (jax.lax.Precision).
+  # `default` is float32 on a CPU, TF32 on NVIDIA GPUs since Ampere, one pass of bfloat16 on a TPU;
+  # `highest` is float32 on all of them.
+  config.matmul_precision = 'default'
   # What the backward pass computes again instead of saving it: none, or block (residual blocks:
   # a third more time, a fraction of the memory).
   config.remat = 'none'
@@ -150,6 +161,7 @@ def imagenet_config() -> ml_collections.ConfigDict:
   config.data.pad = 0
   config.epochs = 90
   config.batch_size = 1024
+  config.batchnorm_images = 128
   config.optimizer.learning_rate = 0.4
   config.optimizer.warmup_epochs = 5.0
   config.optimizer.drops = (30 / 90, 60 / 90, 80 / 90)
@@ -208,7 +220,8 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
 
 _POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per_call', 'log_every',
              'eval_every', 'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
-_NOT_NEGATIVE = ('data.pad', 'data.image_size', 'data.workers', 'data.resident_limit',
+_NOT_NEGATIVE = ('batchnorm_images', 'data.pad', 'data.image_size', 'data.workers',
+                 'data.resident_limit',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
                  'checkpoint_every_steps', 'checkpoint_every_minutes', 'checkpoint_keep_every')
@@ -259,6 +272,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
           config.seed + config.replicates <= 2**31)
   require(config, 'compute_dtype', 'float32 or bfloat16',
           config.compute_dtype in ('float32', 'bfloat16'))
+  require(config, 'matmul_precision', 'default, high or highest',
+          config.matmul_precision in ('default', 'high', 'highest'))
   require(config, 'remat', 'none or block', config.remat in ('none', 'block'))
   require(config, 'data.channels', '0, 1 or 3', config.data.channels in (0, 1, 3))
   require(config, 'data.worker_kind', 'threads or processes',

@@ -150,7 +150,7 @@ class TrainLog:
     self.restart_clock()
 
   @property
-  def due(self) -> bool:
+  def line_due(self) -> bool:
     """Whether the steps gathered so far make a line."""
     return bool(self._pending) and self._step % self._steps_per_epoch % self._log_every == 0
 

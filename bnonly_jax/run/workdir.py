@@ -4,7 +4,9 @@ A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,13 +19,8 @@ import ml_collections
 
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
+from bnonly_jax.config import FREE
 from bnonly_jax.config import UserError
-
-# Fields without influence on a run's state: where data lies, how it is read, and what is kept of
-# the run. They may change when a run goes on. So may epochs, upwards.
-FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
-        'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every', 'checkpoint_every_steps',
-        'checkpoint_every_minutes', 'checkpoint_keep', 'checkpoint_keep_every')
 
 
 def path(workdir: str | os.PathLike) -> epath.Path:
@@ -77,7 +74,7 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
                       ' --workdir.')
     return None
   try:
-    there = {**flat(default_config()), **read_json(config)}
+    there = read_facts(workdir)
   except (ValueError, TypeError) as error:
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
                     ' another --workdir.') from error
@@ -104,7 +101,7 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
     raise UserError(f'--workdir={workdir} holds no config.json; {allowed}')
   config = default_config()
   try:
-    facts = {**flat(config), **read_json(workdir / 'config.json')}
+    facts = read_facts(workdir)
     if 'data.version' not in facts:
       raise ValueError('data.version is missing')
     config.update_from_flattened_dict({name: facts[name] for name in flat(config)})
@@ -112,6 +109,21 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error});'
                     f' {allowed}') from error
   return config, facts
+
+
+def read_facts(workdir: epath.Path) -> dict[str, Any]:
+  """Returns what config.json holds, with defaults for the fields that an older run lacks.
+
+  Before there was batchnorm_images, sync_batchnorm and the number of devices said the same.
+
+  Raises:
+    OSError, ValueError, TypeError: there is no such file, or it is not a run's.
+  """
+  facts = {**flat(default_config()), **read_json(workdir / 'config.json')}
+  sync, devices = facts.pop('sync_batchnorm', True), facts.pop('devices', 1)
+  if not sync and devices > 1:
+    facts['batchnorm_images'] = facts['batch_size'] // devices
+  return facts
 
 
 def differences(there: dict[str, Any], facts: dict[str, Any], names: Iterable[str]) -> list[str]:
@@ -177,6 +189,25 @@ def _lock(workdir, stack):
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
+
+
+@contextlib.contextmanager
+def told_if_full(workdir: epath.Path) -> Iterator[None]:
+  """Turns an OSError about a workdir, and no other, into a UserError.
+
+  Raises:
+    UserError: the workdir cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    about_it = (str(error.filename).startswith(os.fspath(workdir)) if error.filename
+                else error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
+    if not about_it:
+      raise
+    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). The newest'
+                    ' whole checkpoint there stays; make room, and the same command goes on from'
+                    ' it.') from error
 
 
 def is_locked(workdir: epath.Path) -> bool:
