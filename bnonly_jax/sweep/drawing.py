@@ -30,8 +30,8 @@ def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike
     The path of report.html, and the rows of each panel.
 
   Raises:
-    UserError: as `rows`; or there is no such folder, it cannot be written, or no run is done and
-      some are of another experiment. What was drawn before is then as it was.
+    UserError: as `rows`; or there is no such folder, it cannot be written, or it holds no finished
+      run of this sweep. What was drawn before is then as it was.
 
   Example:
     >>> draw(config, 'runs/depth')[0]
@@ -40,17 +40,21 @@ def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike
   sweep_config.check(config)
   runs_lib.check_workdir(workdir)
   found = [(run, runs_lib.progress(run)) for run in runs_lib.runs(config, workdir)]
-  left_out = runs_lib.left_out([progress for _, progress in found])
-  if left_out and not any(progress.state == 'done' for _, progress in found):
-    raise UserError(f'--workdir={workdir}: {left_out}. No other run is done, and nothing has been'
-                    ' drawn. Give the --config.base flags that these were trained with, or another'
-                    ' --workdir.')
+  so_far = [progress for _, progress in found]
+  unfit = runs_lib.unfit(so_far)
+  if not any(progress.state in ('done', 'diverged') for progress in so_far):
+    # An empty figure tells nothing, and would lie over what was drawn of other runs.
+    because = f': {unfit}. Give the --config.base flags that they were trained with' if unfit else (
+        '. Train them by `python -m bnonly_jax.sweep` with the same flags')
+    raise UserError(f'--workdir={workdir} holds no finished run of this sweep'
+                    f' ({runs_lib.counts(so_far)}), and nothing has been drawn{because}, or give'
+                    ' another --workdir.')
   rows = {panel: rows_lib.rows(config, workdir, panel) for panel in config.panels}
   folder = workdir_lib.path(workdir) / 'figures' / config.name
   workdir_lib.check_folder(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  if left_out:
-    metrics.console.print(f'left out: {left_out}')
+  if unfit:
+    metrics.console.print(f'left out: {unfit}')
   for panel, table in rows.items():
     figure = panels.figure(config, workdir, panel, table)
     for kind in ('png', 'svg'):

@@ -40,15 +40,12 @@ def html(config: ml_collections.ConfigDict,
     folder: where the panels' SVG files are.
     panels: the rows of each panel.
   """
-  states = [progress.state for _, progress in runs]
-  counts = ', '.join(f'{states.count(state)} {state}' for state in runs_lib.STATES
-                     if state in states)
+  so_far = [progress for _, progress in runs]
   parts = [f'<h1>{_text(config.title)}</h1>',
-           f'<p>{_text(tables.source(config))}. {len(runs)} runs: {counts}. Written'
-           f' {time.strftime("%Y-%m-%d %H:%M %Z")}.</p>']
-  left_out = runs_lib.left_out([progress for _, progress in runs])
-  if left_out:
-    parts.append(f'<p><strong>Left out: {_text(left_out)}.</strong></p>')
+           f'<p>{_text(tables.source(config))}. {len(runs)} runs: {runs_lib.counts(so_far)}.'
+           f' Written {time.strftime("%Y-%m-%d %H:%M %Z")}.</p>']
+  if unfit := runs_lib.unfit(so_far):
+    parts.append(f'<p><strong>Left out: {_text(unfit)}.</strong></p>')
   if config.scale != 'paper':
     parts.append(f'<p>This is the scale <code>{config.scale}</code>, not the paper&rsquo;s recipe:'
                  ' what it shows is which selection learns more, not what the paper reports.</p>')

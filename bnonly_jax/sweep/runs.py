@@ -48,7 +48,9 @@ class Progress(NamedTuple):
   seconds: float = 0.0  # spent on them
   result: dict[str, Any] | None = None  # result.json
   data_version: str | None = None  # of the data set that it is trained on
-  differences: tuple[str, ...] = ()  # of the state `other`: a field, its value there and here
+  # Fields with their values in the folder and in the sweep: all that differ if the state is `other`,
+  # the epochs if it is `stopped` and the run has finished after fewer.
+  differences: tuple[str, ...] = ()
   damage: str = ''  # which file of a run that is `failed` cannot be read, in one line
 
 
@@ -154,7 +156,7 @@ def progress(run: Run) -> Progress:
   lines = metrics.read(run.workdir) if run.workdir.exists() else []
   steps = max((line['step'] for line in lines), default=0)
   seconds = sum(line.get('time_seconds') or 0 for line in lines)
-  damage, version = '', None
+  damage, version, shorter = '', None, ()
   try:
     there, result = _held(run)
     version = there.get('data.version')
@@ -166,25 +168,30 @@ def progress(run: Run) -> Progress:
     if result and (result['diverged'] or result['epochs'] == run.config.epochs):
       state = 'diverged' if result['diverged'] else 'done'
       return Progress(state, steps, seconds, result, version)
+    if result:
+      shorter = (f'epochs = {result["epochs"]} there and {run.config.epochs} here',)
   except UserError as error:
     damage = str(error)
   if workdir_lib.is_locked(run.workdir):  # whoever has it may just be replacing what was read
     return Progress('running', steps, seconds, data_version=version)
   if damage or run.failure.exists():
     return Progress('failed', steps, seconds, data_version=version, damage=damage)
-  return Progress('stopped' if steps else 'missing', steps, seconds, data_version=version)
+  return Progress('stopped' if steps else 'missing', steps, seconds, data_version=version,
+                  differences=shorter)
 
 
 def _held(run):
   """What the folder of a run holds: its facts, and its result; {} and None of what is not there."""
   config, result = run.workdir / 'config.json', run.workdir / 'result.json'
-  anew = 'Delete it, and the next sweep command writes it anew from the run\'s last checkpoint.'
-  result = _read(result, ('diverged', 'epochs', 'steps'), anew) if result.exists() else None
+  result = _read(
+      result, ('diverged', 'epochs', 'steps'), 'Delete it, and the next sweep command writes it anew'
+      ' from the run\'s last checkpoint.') if result.exists() else None
+  if not result and not config.exists():
+    return {}, None
   # A result counts only beside the config that it is of.
-  there = {} if not result and not config.exists() else {**flat(default_config()), **_read(
-      config, (), f'Move the folder {run.workdir} away, and the next sweep command trains the run'
-      ' anew.')}
-  return there, result
+  there = _read(config, (), f'Move the folder {run.workdir} away, and the next sweep command trains'
+                ' the run anew.')
+  return {**flat(default_config()), **there}, result
 
 
 def _read(file, fields, remedy):
@@ -193,7 +200,8 @@ def _read(file, fields, remedy):
     if not isinstance(value, dict) or not value.keys() >= set(fields):
       raise ValueError(f'no values by name, or none of {", ".join(fields)}')
   except (OSError, ValueError) as error:
-    raise UserError(f'{file} is damaged or missing ({error}). {remedy}') from error
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(f'{file} is damaged or cannot be read ({reason}). {remedy}') from error
   return value
 
 
@@ -210,10 +218,20 @@ def analyses(run: Run) -> list[dict[str, Any]]:
   return [one for one in found if one['step'] == result['steps']]
 
 
-def left_out(found: Sequence[Progress]) -> str:
-  """Says how many runs are of another experiment, and in what they differ; '' if none is."""
-  others = [one for one in found if one.state == 'other']
-  differences = list(dict.fromkeys(text for one in others for text in one.differences))
-  more = f'; and {len(differences) - 5} more' if len(differences) > 5 else ''
-  return (f'{len(others)} of {len(found)} runs are of another experiment:'
-          f' {"; ".join(differences[:5])}{more}') if others else ''
+def counts(found: Sequence[Progress]) -> str:
+  """Says how many runs are in which state: '3 done, 1 missing'."""
+  states = [one.state for one in found]
+  return ', '.join(f'{states.count(state)} {state}' for state in STATES if state in states)
+
+
+def unfit(found: Sequence[Progress]) -> str:
+  """Says how many folders hold another run than the sweep's, and in what it differs, or ''."""
+  said = []
+  for state, what in (('other', 'of another experiment'),
+                      ('stopped', 'finished after fewer epochs, from which they can go on')):
+    some = [one for one in found if one.state == state and one.differences]
+    fields = list(dict.fromkeys(text for one in some for text in one.differences))
+    more = f' and {len(fields) - 5} more' if len(fields) > 5 else ''
+    if some:
+      said.append(f'{len(some)} of {len(found)} runs are {what}: {", ".join(fields[:5])}{more}')
+  return '; '.join(said)

@@ -53,7 +53,7 @@ def print_list(config: ml_collections.ConfigDict, workdir: str | os.PathLike, on
 
 
 def print_reasons(found: Sequence[runs_lib.Progress]) -> None:
-  """Prints what the states `other` and `failed` do not tell: fields that differ, damaged files."""
-  for text in (runs_lib.left_out(found), *(one.damage for one in found)):
+  """Prints what the states alone do not tell: fields that differ, damaged files."""
+  for text in (runs_lib.unfit(found), *(one.damage for one in found)):
     if text:
       metrics.console.print(text)
