@@ -152,7 +152,7 @@ def _histograms(config, workdir, panel):
         axes.stairs(mean + sd, edges, baseline=np.maximum(mean - sd, 0), fill=True, color=colour,
                     alpha=0.2)
     axes.set_title(x, fontsize='medium')
-    axes.set_xtables.label(panel)
+    axes.set_xlabel(panel)
     axes.legend(fontsize='small')
   all_axes[0].set_ylabel(f'share of the {panel}s in a bin (%)')
   return figure

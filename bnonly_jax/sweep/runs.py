@@ -48,8 +48,8 @@ class Progress(NamedTuple):
   seconds: float = 0.0  # spent on them
   result: dict[str, Any] | None = None  # result.json
   data_version: str | None = None  # of the data set that it is trained on
-  # Fields with their values in the folder and in the sweep: all that differ if the state is `other`,
-  # the epochs if it is `stopped` and the run has finished after fewer.
+  # Fields with their values in the folder and in the sweep: of the state `other` all that differ;
+  # of `stopped` the epochs, if the run has finished after fewer.
   differences: tuple[str, ...] = ()
   damage: str = ''  # which file of a run that is `failed` cannot be read, in one line
 
@@ -138,9 +138,12 @@ def check_workdir(workdir: str | os.PathLike, may_be_new: bool = False) -> None:
   """Checks that a folder can be that of a sweep's runs.
 
   Raises:
-    UserError: it is the folder of one run, or it is not there and may not be new.
+    UserError: it is the folder of one run, or it is not there and may not be new, or may be and
+      cannot be made or written.
   """
   path = workdir_lib.path(workdir)
+  if may_be_new or workdir_lib.is_remote(path):
+    workdir_lib.check_folder(path)
   if (path / 'config.json').exists():
     raise UserError(f'--workdir={workdir} is the folder of one run: it holds a config.json. Allowed'
                     ' is a folder in which each run of the sweep has one of its own. Give that one,'
@@ -184,8 +187,8 @@ def _held(run):
   """What the folder of a run holds: its facts, and its result; {} and None of what is not there."""
   config, result = run.workdir / 'config.json', run.workdir / 'result.json'
   result = _read(
-      result, ('diverged', 'epochs', 'steps'), 'Delete it, and the next sweep command writes it anew'
-      ' from the run\'s last checkpoint.') if result.exists() else None
+      result, ('diverged', 'epochs', 'steps'), 'Delete it, and the next sweep command writes it'
+      ' anew from the run\'s last checkpoint.') if result.exists() else None
   if not result and not config.exists():
     return {}, None
   # A result counts only beside the config that it is of.

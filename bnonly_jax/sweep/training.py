@@ -12,7 +12,6 @@ from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
 from bnonly_jax.run import processes
-from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.sweep import config as sweep_config
 from bnonly_jax.sweep import runs as runs_lib
 
@@ -39,7 +38,6 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   metrics.console.quiet = not processes.is_main()
   own = runs_lib.share(config, workdir, only, task, tasks)
   runs_lib.check_workdir(workdir, may_be_new=True)
-  workdir_lib.check_folder(workdir_lib.path(workdir))
   for run in {run.point_name: run for run in own}.values():
     train.plan(run.config)
   analysed = bool(set(config.panels) & set(sweep_config.ANALYSES))
