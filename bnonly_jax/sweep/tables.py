@@ -22,7 +22,8 @@ def source(config: ml_collections.ConfigDict) -> str:
   share = config.base.data.subsample
   part = f'{share:.0%} of ' if share < 1 else ''
   seeds = f'{config.seeds} seed' + 's' * (config.seeds > 1)
-  return f'{part}{" and ".join(names)}, {config.base.epochs} epochs, {seeds}'
+  epochs = f'{config.base.epochs} epoch' + 's' * (config.base.epochs > 1)
+  return f'{part}{" and ".join(names)}, {epochs}, {seeds}'
 
 
 def cells(config: ml_collections.ConfigDict, panel: str,

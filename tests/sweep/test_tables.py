@@ -11,3 +11,5 @@ def test_the_title_names_the_data_sets_of_the_points():
         Point(point.line, point.x, {**point.changes, 'data.name': 'cifar100'})
         for point in config.points)
   assert tables.source(config) == '10% of cifar100, 8 epochs, 2 seeds'
+  config.base.epochs = config.seeds = 1
+  assert tables.source(config) == '10% of cifar100, 1 epoch, 1 seed'
