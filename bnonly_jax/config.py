@@ -142,7 +142,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.checkpoint_every_minutes = 0.0
   # How many of the newest checkpoints are kept.
   config.checkpoint_keep = 2
-  # The checkpoint of every so many epochs is kept besides; 0: of none.
+  # Besides, the checkpoint of every so many epochs is kept for good; 0: only the newest are kept.
   config.checkpoint_keep_every = 0
   return config.lock()
 
