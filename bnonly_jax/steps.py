@@ -130,6 +130,31 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     their means. The state passed in is donated. With R > 1 replicates batch is int32
     [devices, n, R]. A further last axis of K makes it K steps, and each metric a vector [K].
   """
+  step = _one_step(network, tx, learning_rate, preparation)
+
+  def together(state, frozen, data, batch, seed):
+    if replicates == 1:
+      return step(state, frozen, data, batch, seed)
+
+    def one(rest, frozen, batch, seed):
+      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed)
+      return new[1:], metrics
+
+    rest, metrics = _over_replicates(one, target.backend)(
+        state[1:], frozen, jnp.moveaxis(batch, -1, 0), seed + jnp.arange(replicates))
+    return State(state.step + 1, *rest), jax.tree.map(jnp.mean, metrics)
+
+  def call(state, frozen, data, batch, seed):
+    if data is None or batch.ndim == (1 if replicates == 1 else 2):
+      return together(state, frozen, data, batch, seed)
+    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch, seed), state,
+                        jnp.moveaxis(batch, -1, 0))
+
+  return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
+
+
+def _one_step(network, tx, learning_rate, preparation):
+  """A training step of one replicate, on one device of many."""
   def step(state, frozen, data, batch, seed):
     images, labels = device.look_up(data, batch, preparation.image_shape)
     positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
@@ -154,25 +179,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
                'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 
-  def together(state, frozen, data, batch, seed):
-    if replicates == 1:
-      return step(state, frozen, data, batch, seed)
-
-    def one(rest, frozen, batch, seed):
-      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed)
-      return new[1:], metrics
-
-    rest, metrics = _over_replicates(one, target.backend)(
-        state[1:], frozen, jnp.moveaxis(batch, -1, 0), seed + jnp.arange(replicates))
-    return State(state.step + 1, *rest), jax.tree.map(jnp.mean, metrics)
-
-  def call(state, frozen, data, batch, seed):
-    if data is None or batch.ndim == (1 if replicates == 1 else 2):
-      return together(state, frozen, data, batch, seed)
-    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch, seed), state,
-                        jnp.moveaxis(batch, -1, 0))
-
-  return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
+  return step
 
 
 def eval_step(network: nn.Module, preparation: device.Preparation, target: Target,

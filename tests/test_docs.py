@@ -19,10 +19,6 @@ DOCS = sorted(ROOT.glob('docs/*.md'))
 TEXTS = [README, RESULTS, ROOT / 'launch/README.md', *DOCS]
 each_text = pytest.mark.parametrize('text', TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
 
-# What the texts name already and the code is to have.
-COMING_FIELDS = {'batchnorm_images', 'matmul_precision'}
-COMING_PATHS = {'bnonly_jax/experiment.py', 'bnonly_jax/sweep', 'bnonly_jax/data/device.py'}
-
 
 def anchors(text):
   """The anchors that GitHub gives to the headings of a text."""
@@ -48,7 +44,7 @@ def test_links_lead_somewhere(text):
     if not link.startswith('https://'):
       path, _, anchor = link.partition('#')
       target = (text.parent / path).resolve() if path else text
-      assert target.exists() or str(target.relative_to(ROOT)) in COMING_PATHS, link
+      assert target.exists(), link
       assert not anchor or anchor in anchors(target), link
 
 
@@ -63,7 +59,7 @@ def test_programs_exist(text):
 
 @each_text
 def test_fields_exist(text):
-  fields = {*flat(default_config()), *COMING_FIELDS, 'seeds'}  # `seeds` is a sweep's
+  fields = {*flat(default_config()), 'seeds'}  # `seeds` is a sweep's
   for name in re.findall(r'\bconfig\.(\w+(?:\.\w+)*)', text.read_text()):
     assert name.removeprefix('base.') in {*fields, 'FIELD', 'py', 'json'}, f'config.{name}'
 

@@ -112,14 +112,21 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
 
 
 def read_facts(workdir: epath.Path) -> dict[str, Any]:
-  """Returns what config.json holds, with defaults for the fields that an older run lacks.
-
-  Before there was batchnorm_images, sync_batchnorm and the number of devices said the same.
+  """Returns what config.json holds, as `current` has it.
 
   Raises:
     OSError, ValueError, TypeError: there is no such file, or it is not a run's.
   """
-  facts = {**flat(default_config()), **read_json(workdir / 'config.json')}
+  return current(read_json(workdir / 'config.json'))
+
+
+def current(facts: dict[str, Any]) -> dict[str, Any]:
+  """Returns the facts of a run, perhaps of an older version, with the fields of today.
+
+  A field that it lacks had its default. Before there was batchnorm_images, sync_batchnorm and the
+  number of devices said the same.
+  """
+  facts = {**flat(default_config()), **facts}
   sync, devices = facts.pop('sync_batchnorm', True), facts.pop('devices', 1)
   if not sync and devices > 1:
     facts['batchnorm_images'] = facts['batch_size'] // devices

@@ -6,6 +6,7 @@ import os
 import ml_collections
 import numpy as np
 
+from bnonly_jax import data
 from bnonly_jax import describe
 from bnonly_jax.benchmark import common
 from bnonly_jax.run import metrics
@@ -51,7 +52,7 @@ def estimate(config: ml_collections.ConfigDict, workdir: str | os.PathLike, only
 
 
 def _steps(config):
-  info, _ = describe.find_or_assume(config)
+  info, _ = data.find_or_assume(config)
   images = round(info.train_images * config.data.subsample)
   return images // config.batch_size * config.epochs
 

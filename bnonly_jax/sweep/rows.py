@@ -10,9 +10,9 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax.config import flat
+from bnonly_jax.config import FREE
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
-from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.sweep import config as sweep_config
 from bnonly_jax.sweep import paper
 from bnonly_jax.sweep import runs as runs_lib
@@ -73,7 +73,7 @@ def _as_the_paper(config):
   """Whether the runs differ from the paper's in no more than the scale says."""
   recipe = 'imagenet' if config.base.network.startswith('imagenet') else 'cifar10'
   ours, papers = flat(config.base), flat(sweep_config.base(config.scale, recipe))
-  free = (*workdir_lib.FREE, 'seed', 'replicates')
+  free = (*FREE, 'seed', 'replicates')
   return config.scale != 'smoke' and all(
       ours[name] == value for name, value in papers.items() if name not in free)
 

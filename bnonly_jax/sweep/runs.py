@@ -10,7 +10,6 @@ from typing import NamedTuple
 from etils import epath
 import ml_collections
 
-from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.config import validate
@@ -20,7 +19,7 @@ from bnonly_jax.sweep import config as sweep_config
 
 STATES = ('done', 'diverged', 'running', 'stopped', 'failed', 'other', 'missing')
 # What a run's config.json holds besides the config's fields: the sweep does not know them.
-_FOUND_OUT = ('data.version', 'devices')
+_FOUND_OUT = ('data.version',)
 
 
 class Run(NamedTuple):
@@ -194,7 +193,7 @@ def _held(run):
   # A result counts only beside the config that it is of.
   there = _read(config, (), f'Move the folder {run.workdir} away, and the next sweep command trains'
                 ' the run anew.')
-  return {**flat(default_config()), **there}, result
+  return workdir_lib.current(there), result
 
 
 def _read(file, fields, remedy):

@@ -8,6 +8,7 @@ import jax
 import ml_collections
 
 from bnonly_jax import analysis
+from bnonly_jax import experiment
 from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
@@ -39,7 +40,7 @@ def run_missing(config: ml_collections.ConfigDict, workdir: str | os.PathLike, o
   own = runs_lib.share(config, workdir, only, task, tasks)
   runs_lib.check_workdir(workdir, may_be_new=True)
   for run in {run.point_name: run for run in own}.values():
-    train.plan(run.config)
+    experiment.build(run.config)
   analysed = bool(set(config.panels) & set(sweep_config.ANALYSES))
   return [run for number, run in enumerate(own)
           if not _finish(run, f'[{number + 1}/{len(own)}] {run.name}: ', analysed)]

@@ -9,7 +9,7 @@ from sweeps import tiny
 from sweeps import train_at_once
 
 from bnonly_jax import analysis
-from bnonly_jax import train
+from bnonly_jax import experiment
 from bnonly_jax.config import UserError
 from bnonly_jax.sweep import config as config_lib
 from bnonly_jax.sweep import estimate as estimate_lib
@@ -160,7 +160,7 @@ def test_a_mistake_is_told_before_any_run(data_dir, tmp_path, trained):
   with pytest.raises(UserError, match='that of a single run'):
     training.run_missing(config.base, tmp_path)
   with pytest.raises(UserError, match='is a sweep, of many runs'):
-    train.plan(config)
+    experiment.build(config)
   config.base.data.name = 'cifar10'
   with pytest.raises(UserError, match='data.prepare --dataset=cifar10'):
     training.run_missing(config, tmp_path)
