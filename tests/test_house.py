@@ -12,7 +12,7 @@ ROOMS = (
     ('config', 'seeds'), ('models',), ('masks',), ('data',), ('optimizer',), ('steps',),
     ('experiment',), ('run', 'describe'), ('train',), ('command_line',), ('analysis',),
     ('benchmark',), ('sweep',), ('main', 'figures', 'data.show',
-                                               'analysis.__main__', 'benchmark.__main__', 'sweep.__main__'))
+                                   'analysis.__main__', 'benchmark.__main__', 'sweep.__main__'))
 # What may be imported where alone.
 LIBRARIES = {
     'orbax': ('run.checkpoint',), 'matplotlib': ('run.plots', 'sweep'), 'optax': (
