@@ -71,6 +71,9 @@ def default_config() -> ml_collections.ConfigDict:
   # What the backward pass computes again instead of saving it: none, or block (residual blocks:
   # a third more time, a fraction of the memory).
   config.remat = 'none'
+  # How many of a stage's equal residual blocks one turn of the loop over them holds; 0: chosen by
+  # backend and depth. Changes time, memory and rounding only.
+  config.unroll = 0
 
   config.data = ml_collections.ConfigDict()
   # digits, cifar10_jpeg, the name of any prepared TFDS image classification data set, or
@@ -227,7 +230,7 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
 
 _POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per_call', 'log_every',
              'eval_every', 'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
-_NOT_NEGATIVE = ('batchnorm_images', 'data.pad', 'data.image_size', 'data.workers',
+_NOT_NEGATIVE = ('batchnorm_images', 'unroll', 'data.pad', 'data.image_size', 'data.workers',
                  'data.resident_limit',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',

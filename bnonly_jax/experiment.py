@@ -138,7 +138,7 @@ def _build(fields, info, target):
   config.update_from_flattened_dict(json.loads(fields))
   statistics = batchnorm_statistics(config, len(target.devices))
   network = models.create(config.network, info.classes, models.Style(
-      config.norm, statistics, config.remat == 'block', target.backend))
+      config.norm, statistics, config.remat == 'block', target.backend, config.unroll))
   shapes = models.variable_shapes(network, info.image_shape)
   mask = masks.make_mask(config.train, shapes['params'])
   steps_per_epoch = info.train_images // config.batch_size

@@ -130,7 +130,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     their means. The state passed in is donated. With R > 1 replicates batch is int32
     [devices, n, R]. A further last axis of K makes it K steps, and each metric a vector [K].
   """
-  step = _one_step(network, tx, learning_rate, preparation)
+  step = _one_step(network, tx, learning_rate, preparation, target.backend)
 
   def together(state, frozen, data, batch, seed):
     if replicates == 1:
@@ -153,13 +153,14 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
   return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
 
 
-def _one_step(network, tx, learning_rate, preparation):
+def _one_step(network, tx, learning_rate, preparation, backend):
   """A training step of one replicate, on one device of many."""
   def step(state, frozen, data, batch, seed):
     images, labels = device.look_up(data, batch, preparation.image_shape)
     positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
     images = device.normalise(device.crop_and_flip(
-        images, seed, state.step, positions, preparation.pad, preparation.flip), preparation)
+        images, seed, state.step, positions, preparation.pad, preparation.flip, backend),
+                              preparation)
 
     def loss_of(trainable):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}

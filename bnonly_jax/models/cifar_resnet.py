@@ -28,5 +28,5 @@ class CifarResNet(nn.Module):
     x = parts.norm('stem_norm')(parts.conv(self.width, name='stem_conv')(images))
     for i in range(3):
       x = layers.stage(x, f'stage{i + 1}', layers.BasicBlock, self.blocks, self.width * 2 ** i,
-                       parts, stride=2 if i else 1, remat=self.style.remat)
+                       parts, stride=2 if i else 1, style=self.style)
     return layers.Output(self.classes, name='output')(x)

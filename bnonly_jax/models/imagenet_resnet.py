@@ -34,5 +34,5 @@ class ImageNetResNet(nn.Module):
     x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for i, blocks in enumerate(STAGES[self.depth]):
       x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i, parts,
-                       stride=2 if i else 1, remat=self.style.remat)
+                       stride=2 if i else 1, style=self.style)
     return layers.Output(self.classes, name='output')(x)

@@ -19,6 +19,10 @@ from bnonly_jax.models.norm import wide
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
+# Up to how many equal blocks of a stage are computed without a loop.
+_UNROLLED = {'cpu': 1, 'gpu': 18, 'tpu': 18}
+
+
 class Style(NamedTuple):
   """How a network computes, whatever its architecture.
 
@@ -27,11 +31,24 @@ class Style(NamedTuple):
     statistics: over which images BatchNorm takes its statistics.
     remat: whether residual blocks are computed again in the backward pass instead of saved.
     backend: for which it is to be fast: cpu, gpu or tpu.
+    unroll: how many equal blocks one turn of a loop over them holds; 0: `unrolled` chooses.
   """
   norm: str = 'batch'
   statistics: Statistics = Statistics()
   remat: bool = False
   backend: str = 'cpu'
+  unroll: int = 0
+
+
+def unrolled(style: Style, blocks: int) -> int:
+  """Returns how many of a stage's equal blocks one turn of the loop over them holds.
+
+  A loop writes all that it saves into stacks and reads it out of them; without one, the program
+  and the time to compile it grow with depth.
+  """
+  if style.unroll:
+    return min(style.unroll, blocks)
+  return blocks if blocks <= _UNROLLED.get(style.backend, 18) else 1
 
 
 class Parts(NamedTuple):
@@ -159,21 +176,23 @@ def adds_residual(name: str, names: Collection[str]) -> bool:
 
 
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, parts: Parts,
-          stride: int, remat: bool = False) -> jax.Array:
+          stride: int, style: Style) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
 
-  The equal blocks are one block scanned over stacked parameters and statistics, so that the time to
-  compile does not grow with depth. With `remat` only the blocks' inputs are saved, and each block
-  is computed again in the backward pass. Called from a compact method, whose module owns them.
+  The equal blocks are one block scanned over stacked parameters and statistics, in a loop that is
+  unrolled as far as `unrolled` says; the names are the same either way. With `style.remat` only the
+  blocks' inputs are saved, and each block is computed again in the backward pass. Called from a
+  compact method, whose module owns them.
   """
   expansion = 4 if block is Bottleneck else 1
-  if remat:
+  if style.remat:
     block = nn.remat(block)
   if stride > 1 or x.shape[-1] != expansion * features:
     x, _ = block(features, parts, stride, name=f'{name}_first')(x)
     blocks -= 1
   if blocks:
     stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
-                      split_rngs={'params': True}, length=blocks)
+                      split_rngs={'params': True}, length=blocks,
+                      unroll=unrolled(style, blocks))
     x, _ = stacked(features, parts, name=f'{name}_stack')(x, None)
   return x
