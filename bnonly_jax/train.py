@@ -171,6 +171,7 @@ def _run(config, workdir, planned, variables, table, profile):
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
                         f' {seeds}, {devices} {jax.devices()[0].device_kind} device(s)')
+  metrics.console.print(data.summary(info))
   metrics.print_table(table)
 
   # 3. State, frozen half, data and steps.

@@ -8,7 +8,8 @@ from bnonly_jax.data.sets import Info
 from bnonly_jax.data.sets import is_resident
 from bnonly_jax.data.sets import newest_version
 from bnonly_jax.data.sets import require_array_record
+from bnonly_jax.data.sets import summary
 from bnonly_jax.data.sets import versions
 
 __all__ = ['directory', 'Feed', 'find', 'Images', 'Info', 'is_resident', 'newest_version',
-           'require_array_record', 'versions']
+           'require_array_record', 'summary', 'versions']

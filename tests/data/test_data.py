@@ -73,12 +73,14 @@ def remove(path):
 
 
 @pytest.mark.parametrize('change, fields, message', [
-    (lambda p: remove(p / 'train'), {}, r'there is no folder .*/train; allowed is folder:PATH'),
+    (lambda p: remove(p / 'train'), {}, r'holds test and not train. Needed are train/CLASS/\*'),
     (lambda p: remove(p / 'test'), {}, 'needed is one to test on'),
     (lambda p: (p / 'train/dog').mkdir(), {}, r'class folder .*/train/dog holds no image'),
     (lambda p: (p / 'test/dog').mkdir(), {}, r'has the class dog, and .*/train has not'),
-    (lambda p: [remove(f) for f in (p / 'test').glob('*/*')], {}, 'split test is empty'),
-    (lambda p: [remove(f) for f in p.glob('*/*')], {}, 'split train is empty'),
+    (lambda p: [remove(f) for f in (p / 'test').glob('*/*')], {},
+     r'/test holds no image in a class folder; there is: nothing. Needed'),
+    (lambda p: [remove(f) for f in p.glob('*/*')], {},
+     r'/train holds no image in a class folder; there is: nothing. Needed'),
     (lambda p: None, {'test_split': 'val'}, "data.test_split is 'val'; allowed is test"),
     (lambda p: (p / 'train/ant/00.jpg').write_bytes(b'GIF89a'), {'image_size': 0},
      r'ant/00.jpg: neither JPEG nor PNG')])
