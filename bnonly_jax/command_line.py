@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import logging as standard_logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -104,6 +105,8 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues,
   wrong = wrong or mistakes.explain_values(arguments, flag_values)
   if failed and not wrong:
     text = str(failed) if isinstance(failed, flags.Error) else f'{type(failed).__name__}: {failed}'
+    if isinstance(failed, flags.UnrecognizedFlagError) and 'Did you mean' not in text:
+      text += '. --help lists those that there are.'
     wrong = (has_config and mistakes.explain_file(arguments, defaults())
              or text.strip().splitlines()[-1].strip())
   return rest, wrong
@@ -126,9 +129,10 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     if not wrong and topics and rest[1:2] not in [[topic] for topic in topics]:
       wrong = f'the first word is to be one of: {", ".join(topics)}. Try --help.'
     if not wrong and rest[1 + bool(topics):]:
-      flag = '--config.FIELD' if 'config' in flags.FLAGS else '--FLAG'
-      wrong = (f'{rest[-1]!r} is no flag. Write {flag}=VALUE, with the dashes, with the equals'
-               ' sign, and in quotes if there are blanks in it.')
+      forms = ('--config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE' if 'config' in flags.FLAGS
+               else '--FLAG=VALUE')
+      wrong = (f'{" ".join(rest[1 + bool(topics):])!r} is no flag. Write {forms}, with the dashes,'
+               ' with the equals sign, and in quotes if there are blanks in it.')
     wrong = wrong or missing()
     if wrong:
       sys.exit(f'error: {wrong}')
@@ -166,19 +170,19 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
 def explain_platform(error: Exception) -> str:
   """Returns what is wrong with JAX_PLATFORMS if that is why a program failed, else ''."""
   wanted = os.environ.get('JAX_PLATFORMS')
+  text = ''.join(traceback.format_exception(error))  # of a process of a benchmark's too
+  told = re.search(r"Unable to initialize backend '\w+': (.*?)(?: \(set JAX_|$)", text, re.MULTILINE)
   # Of a GPU that is not there JAX says no more than that an assertion of its own does not hold.
-  silent = isinstance(error, AssertionError) and (
-      traceback.extract_tb(error.__traceback__)[-1].name == 'backends')
-  if not wanted or not (silent or 'Unable to initialize backend' in str(error)):
+  if not wanted or not (told or 'assert _default_backend is not None' in text):
     return ''
-  there = 'another one'
+  there = 'perhaps another'
   if not peers():
     import jax.extend.backend
     with contextlib.suppress(Exception):
       jax.extend.backend.clear_backends()
       jax.config.update('jax_platforms', '')
       there = jax.default_backend()
-  reason = '' if silent else f' ({str(error).partition(": ")[2].partition(" (set JAX_")[0]})'
-  return (f'JAX_PLATFORMS={wanted}: JAX finds no such device here{reason}; there is {there}. Take'
-          f' that with JAX_PLATFORMS={there if there != "another one" else ""}, or install JAX for'
-          " the device: pip install -e '.[cuda]' or '.[tpu]'.")
+  reason = f' ({told[1].rstrip(".")})' if told else ''
+  return (f'JAX_PLATFORMS={wanted}: JAX finds no such device here{reason}; there is {there}. Unset'
+          ' JAX_PLATFORMS to train on what there is, or install JAX for the device: pip install -e'
+          " '.[cuda13]' or '.[tpu]'.")

@@ -43,7 +43,8 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
             f' --config=FILE.py[:ARGUMENT] first, then --{early[0]}=...')
   for flag, value in _given(arguments):
     name, setting = flag.removeprefix('config.'), '...' if value is None else value
-    if flag == 'config' and value and not os.path.isfile(value.split(':')[0]):
+    file = value.split(':')[0] if flag == 'config' and value else ''
+    if file and not (file.endswith('.py') and os.path.isfile(file)):
       return _no_file(value, 'configs/figures' if 'base' in defaults else 'configs')
     if f'base.{name}' in fields and name not in fields:
       return f'--{flag}: a field of every run of a sweep is set with --config.base.{name}={setting}'
@@ -52,8 +53,10 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
     if flag.startswith('config.') and name not in fields:
       section = name if any(f.startswith(f'{name}.') for f in fields) else name.rpartition('.')[0]
       there = [f for f in fields if f.rpartition('.')[0] == section] or fields
-      close = _closest(name, there) or _closest(name, fields)
-      return (f'--{flag}: there is no such field.'
+      close = '' if section == name else _closest(name, there) or _closest(name, fields)
+      return (f'--{flag}: '
+              + ('each field of it has a flag of its own.' if section == name else
+                 'there is no such field.')
               + (f' Did you mean --config.{close}?' if close else '')
               + f' Allowed are {", ".join(f"--config.{f}" for f in there)}.')
   return ''
@@ -61,18 +64,22 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
 
 def _no_file(value, folder):
   file = value.split(':')[0]
-  there = sorted(str(path) for path in pathlib.Path(folder).glob('*.py'))
-  close = difflib.get_close_matches(file, there, 1)
-  return (f'--config={value}: {file} is {"a folder" if os.path.isdir(file) else "no file"}.'
-          + (f' Did you mean {close[0]}?' if close else '')
-          + f' Allowed is the path of a config file (here: {", ".join(there) or "none"}), and after'
-          ' it a colon and its argument.')
+  there = {path.stem: str(path) for path in sorted(pathlib.Path(folder).glob('*.py'))}
+  close = difflib.get_close_matches(pathlib.Path(file).stem, there, 1)
+  kind = 'no Python file' if os.path.isfile(file) else 'a folder' if os.path.isdir(file) else (
+      'no file')
+  return (f'--config={value}: {file} is {kind}.'
+          + (f' Did you mean {there[close[0]]}?' if close else '')
+          + f' Allowed is the path of a config file (here: {", ".join(there.values()) or "none"}),'
+          ' and after it a colon and its argument.')
 
 
 def _closest(name, fields):
-  """The field whose last word is most like a name's, or ''."""
-  close = difflib.get_close_matches(name.split('.')[-1], [f.split('.')[-1] for f in fields], 1)
-  return next((f for f in fields if f.split('.')[-1] in close), '')
+  """The field that is most like a name in its last part, or abbreviated by it; or ''."""
+  name, last = name.rpartition('.')[2], {field.rpartition('.')[2]: field for field in fields}
+  short = {''.join(word[0] for word in part.split('_')): part for part in last if '_' in part}
+  close = difflib.get_close_matches(name, last, 1)
+  return last[close[0]] if close else last.get(short.get(name), '')
 
 
 def explain_values(arguments: Sequence[str], flag_values: flags.FlagValues) -> str:

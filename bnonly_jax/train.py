@@ -63,6 +63,7 @@ def plan(config: ml_collections.ConfigDict, info: data.Info | None = None) -> Pl
     UserError: the config is not that of a run on this machine.
   """
   config_lib.validate(config)
+  models.create(config.network, 1)  # a wrong name is told before a data set that is not prepared
   info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   channels, devices = info.image_shape[-1], jax.device_count()

@@ -38,8 +38,8 @@ class Folder:
     try:
       return [(self.paths[i].read_bytes(), self.labels[i]) for i in indices]
     except OSError as error:
-      raise UserError(f'an image of the data set cannot be read: {error}. The folder has changed'
-                      ' since the run began; put the file back, and the same command goes on.'
+      raise UserError(f'the image {error.filename} cannot be read ({error.strerror}). Put the file'
+                      ' back, or give yourself the right to read it, and the same command goes on.'
                       ) from error
 
   def name(self, index: int) -> str:
