@@ -171,7 +171,7 @@ def explain_platform(error: Exception) -> str:
   """Returns what is wrong with JAX_PLATFORMS if that is why a program failed, else ''."""
   wanted = os.environ.get('JAX_PLATFORMS')
   text = ''.join(traceback.format_exception(error))  # of a process of a benchmark's too
-  told = re.search(r"Unable to initialize backend '\w+': (.*?)(?: \(set JAX_|$)", text, re.MULTILINE)
+  told = re.search(r"Unable to initialize backend '\w+': (.*?)(?: \(set JAX_|\n|$)", text)
   # Of a GPU that is not there JAX says no more than that an assertion of its own does not hold.
   if not wanted or not (told or 'assert _default_backend is not None' in text):
     return ''

@@ -175,7 +175,7 @@ def _explain_error(file, error, defaults):
     close = _closest(unknown[1], list(flat(defaults)))
     return (f'{where}: the config has no field {unknown[1]!r}.'
             + (f' Did you mean {close!r}?' if close else '')
-            + ' Allowed are the fields that --help of this program lists.')
+            + ' Allowed are the fields that python -m bnonly_jax.main --help lists.')
   if isinstance(error, ImportError):
     return f'{where}: {text}. Install it, or correct that line.'
   return f'{where}: {type(error).__name__}: {text[:300]}. Correct that line.'

@@ -163,6 +163,11 @@ def test_a_set_of_several_configs_asks_for_one(tmp_path):
     prepare.prepare('imagenet_resized', str(tmp_path))
 
 
+def test_a_set_without_images_is_refused_before_it_is_asked_for(tmp_path):
+  with pytest.raises(UserError, match='features .*description; needed are image and label'):
+    prepare.prepare('ag_news_subset', str(tmp_path), download=True)
+
+
 def test_a_wrong_archive_is_named_with_both_checksums(tmp_path):
   (tmp_path / 'a.gz').write_bytes(gzip.compress(b'wrong'))
   archive = archives.Archive('a.gz', 10, 'f' * 64)
