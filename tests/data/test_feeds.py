@@ -195,6 +195,16 @@ def test_a_file_that_went_away_is_named(folder, tmp_path):
     list(feed.train_batches(0))
 
 
+def test_what_keeps_the_decoders_from_working_is_told(folder, monkeypatch):
+  def fail(*_):
+    raise OSError(24, 'Too many open files')
+
+  config = folder_config(folder / 'mixed', image_size=24)
+  monkeypatch.setattr(decode, 'random_crop', fail)
+  with pytest.raises(UserError, match='threads cannot decode side by side .*Too many.*workers=1'):
+    next(streamed.open_feed(config, data.find(config)).train_batches(0))
+
+
 def test_no_good_test_image_is_an_error(folder, tmp_path):
   root, _ = spoil(folder / 'equal', tmp_path, 'test', 8)
   for path in sorted((root / 'test').glob('*/*.jpg'))[:3]:
