@@ -107,6 +107,8 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues,
     text = str(failed) if isinstance(failed, flags.Error) else f'{type(failed).__name__}: {failed}'
     if isinstance(failed, flags.UnrecognizedFlagError) and 'Did you mean' not in text:
       text += '. --help lists those that there are.'
+    elif text.startswith('Missing value for flag'):
+      text += f'. Write {text.rpartition(" ")[2]}=VALUE.'
     wrong = (has_config and mistakes.explain_file(arguments, defaults())
              or text.strip().splitlines()[-1].strip())
   return rest, wrong
@@ -131,8 +133,8 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     if not wrong and rest[1 + bool(topics):]:
       forms = ('--config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE' if 'config' in flags.FLAGS
                else '--FLAG=VALUE')
-      wrong = (f'{" ".join(rest[1 + bool(topics):])!r} is no flag. Write {forms}, with the dashes,'
-               ' with the equals sign, and in quotes if there are blanks in it.')
+      wrong = (f'{" ".join(rest[1 + bool(topics):])!r} is no flag. Write {forms}, with two plain'
+               ' dashes, with the equals sign, and in quotes if there are blanks in it.')
     wrong = wrong or missing()
     if wrong:
       sys.exit(f'error: {wrong}')

@@ -43,8 +43,9 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
             f' --config=FILE.py[:ARGUMENT] first, then --{early[0]}=...')
   for flag, value in _given(arguments):
     name, setting = flag.removeprefix('config.'), '...' if value is None else value
-    file = value.split(':')[0] if flag == 'config' and value else ''
-    if file and not (file.endswith('.py') and os.path.isfile(file)):
+    file = (value or '').split(':')[0]
+    if flag == 'config' and value is not None and not (
+        file.endswith('.py') and os.path.isfile(file)):
       return _no_file(value, 'configs/figures' if 'base' in defaults else 'configs')
     if f'base.{name}' in fields and name not in fields:
       return f'--{flag}: a field of every run of a sweep is set with --config.base.{name}={setting}'
@@ -68,9 +69,10 @@ def _no_file(value, folder):
   close = difflib.get_close_matches(pathlib.Path(file).stem, there, 1)
   kind = 'no Python file' if os.path.isfile(file) else 'a folder' if os.path.isdir(file) else (
       'no file')
-  return (f'--config={value}: {file} is {kind}.'
+  found = ', '.join(there.values()) or f'none in {pathlib.Path(folder).absolute()}'
+  return (f'--config={value}: {file or "that"} is {kind}.'
           + (f' Did you mean {there[close[0]]}?' if close else '')
-          + f' Allowed is the path of a config file (here: {", ".join(there.values()) or "none"}),'
+          + f' Allowed is the path of a config file (here: {found}),'
           ' and after it a colon and its argument.')
 
 

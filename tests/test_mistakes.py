@@ -90,6 +90,7 @@ def test_right_values_are_let_by(arguments):
     (['--config.learning_rate=1'], 'Did you mean --config.optimizer.learning_rate?'),
     (['--config.lr=1'], 'Did you mean --config.optimizer.learning_rate?'),
     (['--config.optimizer=sgd'], 'each field of it has a flag of its own. Allowed are --config.o'),
+    (['--config.epochs'], 'Missing value for flag --config.epochs. Write --config.epochs=VALUE.'),
     (['--resume'], "Unknown command line flag 'resume'. --help lists those that there are."),
 ])
 def test_a_wrong_flag_gets_a_suggestion(arguments, message):
@@ -114,6 +115,7 @@ def test_a_field_before_the_config_is_told():
     ('digits.py', 'digits.py is no file. Did you mean configs/digits.py? Allowed is'),
     ('configs/digits:resnet8', 'configs/digits is no file. Did you mean configs/digits.py?'),
     ('configs', 'configs is a folder. Allowed'), ('README.md', 'README.md is no Python file. All'),
+    ('', '--config=: that is no file. Allowed is the path of a config file (here: configs/'),
     ('configs/nope.py', 'configs/nope.py is no file. Allowed is')])
 def test_a_wrong_path_is_told_with_those_that_there_are(monkeypatch, file, message):
   monkeypatch.chdir(ROOT)

@@ -5,6 +5,7 @@ r"""Draws what a network sees: training images as augmented, and evaluation imag
 writes DIR/train.png and DIR/eval.png, 64 images each.
 """
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -73,12 +74,18 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
                               ('eval', evaluation(), f'images of split {info.test_split}')):
     paths.append(out / f'{name}.png')
     images, names = first(batches)
-    try:
+    with _told_of(out):
       plots.image_sheet(paths[-1], images, names, title % what)
-    except OSError as error:
-      raise UserError(f'--out={out} cannot be written ({error.strerror or error}); allowed is a'
-                      ' folder, new or not. Choose another --out.') from error
   return paths
+
+
+@contextlib.contextmanager
+def _told_of(out):
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f'--out={out} cannot be written ({error.strerror or error}); allowed is a'
+                    ' folder, new or not. Choose another --out.') from error
 
 
 def _look_up(whole: Any, batch: Any) -> Any:
