@@ -1,8 +1,12 @@
 """What the programs of this package share: --config, mistakes in one line, the allocator."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
 import ctypes
+import logging as standard_logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -14,8 +18,8 @@ from absl import logging
 import ml_collections
 from ml_collections import config_flags
 
+from bnonly_jax import mistakes
 from bnonly_jax.config import default_config
-from bnonly_jax.config import explain_flags
 from bnonly_jax.config import UserError
 
 flags.disclaim_key_flags()  # --help of a program shows the flags that are defined here as its own
@@ -76,6 +80,40 @@ def peers() -> bool:
   return bool(jax) and jax.distributed.is_initialized()
 
 
+def parse(arguments: Sequence[str], flag_values: flags.FlagValues,
+          defaults: Callable[[], ml_collections.ConfigDict]) -> tuple[list[str], str]:
+  """Parses a command line.
+
+  Args:
+    arguments: the command line, the program's name first.
+    flag_values: the flags that are defined.
+    defaults: returns a config with the fields that --config has.
+
+  Returns:
+    What is left without the flags, the program's name first, and what is wrong, in one line, or ''.
+  """
+  has_config, rest, failed = 'config' in flag_values, [], None
+  standard_logging.disable()  # ml_collections warns of what is told below
+  try:
+    rest = flag_values(arguments)
+    if has_config and flag_values['config'].present:
+      flag_values['config'].value.lock()  # a file that could not be read shows itself here
+  except Exception as error:  # a config file and ml_collections raise whatever they like
+    failed = error
+  standard_logging.disable(standard_logging.NOTSET)
+  wrong = mistakes.explain_flags(arguments, defaults()) if failed and has_config else ''
+  wrong = wrong or mistakes.explain_values(arguments, flag_values)
+  if failed and not wrong:
+    text = str(failed) if isinstance(failed, flags.Error) else f'{type(failed).__name__}: {failed}'
+    if isinstance(failed, flags.UnrecognizedFlagError) and 'Did you mean' not in text:
+      text += '. --help lists those that there are.'
+    elif text.startswith('Missing value for flag'):
+      text += f'. Write {text.rpartition(" ")[2]}=VALUE.'
+    wrong = (has_config and mistakes.explain_file(arguments, defaults())
+             or text.strip().splitlines()[-1].strip())
+  return rest, wrong
+
+
 def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str = 'stopped',
         topics: tuple[str, ...] = (),
         defaults: Callable[[], ml_collections.ConfigDict] = default_config) -> None:
@@ -88,25 +126,18 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     topics: words of which one is to stand first on the command line, and is given to `main`.
     defaults: returns a config with the fields that --config has.
   """
-  def parse(arguments):
-    has_config = 'config' in flags.FLAGS
-    try:
-      rest = flags.FLAGS(arguments)
-      if has_config and flags.FLAGS['config'].value is not None:
-        flags.FLAGS['config'].value.lock()  # a file that could not be read shows itself here
-    except Exception as error:  # a config file and ml_collections raise whatever they like
-      text = str(error) if isinstance(error, flags.Error) else f'{type(error).__name__}: {error}'
-      text = text.rpartition('UserError: ')[2]  # a config file's own, of whatever is around it
-      explained = has_config and explain_flags(arguments, defaults())
-      sys.exit(f'error: {explained or text.strip().splitlines()[-1].strip()}')
-    if topics and rest[1:2] not in [[topic] for topic in topics]:
-      sys.exit(f'error: the first word is to be one of: {", ".join(topics)}. Try --help.')
-    if rest[1 + bool(topics):]:
-      flag = '--config.FIELD' if has_config else '--FLAG'
-      sys.exit(f'error: {rest[-1]!r} is no flag. Write {flag}=VALUE, with the dashes, with'
-               ' the equals sign, and in quotes if there are blanks in it.')
-    if missing():
-      sys.exit(f'error: {missing()}')
+  def parse_or_exit(arguments):
+    rest, wrong = parse(arguments, flags.FLAGS, defaults)
+    if not wrong and topics and rest[1:2] not in [[topic] for topic in topics]:
+      wrong = f'the first word is to be one of: {", ".join(topics)}. Try --help.'
+    if not wrong and rest[1 + bool(topics):]:
+      forms = ('--config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE' if 'config' in flags.FLAGS
+               else '--FLAG=VALUE')
+      wrong = (f'{" ".join(rest[1 + bool(topics):])!r} is no flag. Write {forms}, with two plain'
+               ' dashes, with the equals sign, and in quotes if there are blanks in it.')
+    wrong = wrong or missing()
+    if wrong:
+      sys.exit(f'error: {wrong}')
     return rest
 
   def guarded(words):
@@ -116,16 +147,17 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     keep_compiled_programs()
     try:
       main(*words[1:])
-    except UserError as error:
-      if peers():  # who may not know of it, and for whom JAX's own end would wait five minutes
-        timer = threading.Timer(15, os._exit, [1])
-        timer.daemon = True
-        timer.start()
-      sys.exit(f'error: {error}')
     except KeyboardInterrupt:
       print(interrupted, file=sys.stderr)
       sys.exit(130)  # as a shell reports an interrupt
-    except Exception:
+    except Exception as error:
+      told = str(error) if isinstance(error, UserError) else explain_platform(error)
+      if told:
+        if peers():  # who may not know of it, and for whom JAX's own end would wait five minutes
+          timer = threading.Timer(15, os._exit, [1])
+          timer.daemon = True
+          timer.start()
+        sys.exit(f'error: {told}')
       if not peers():
         raise
       # At once: JAX's own end of a process waits for the others, who may wait for this one.
@@ -134,4 +166,25 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
             ' from the last checkpoint.', file=sys.stderr, flush=True)
       os._exit(1)
 
-  app.run(guarded, flags_parser=parse)
+  app.run(guarded, flags_parser=parse_or_exit)
+
+
+def explain_platform(error: Exception) -> str:
+  """Returns what is wrong with JAX_PLATFORMS if that is why a program failed, else ''."""
+  wanted = os.environ.get('JAX_PLATFORMS')
+  text = ''.join(traceback.format_exception(error))  # of a process of a benchmark's too
+  told = re.search(r"Unable to initialize backend '\w+': (.*?)(?: \(set JAX_|\n|$)", text)
+  # Of a GPU that is not there JAX says no more than that an assertion of its own does not hold.
+  if not wanted or not (told or 'assert _default_backend is not None' in text):
+    return ''
+  there = 'perhaps another'
+  if not peers():
+    import jax.extend.backend
+    with contextlib.suppress(Exception):
+      jax.extend.backend.clear_backends()
+      jax.config.update('jax_platforms', '')
+      there = jax.default_backend()
+  reason = f' ({told[1].rstrip(".")})' if told else ''
+  return (f'JAX_PLATFORMS={wanted}: JAX finds no such device here{reason}; there is {there}. Unset'
+          ' JAX_PLATFORMS to train on what there is, or install JAX for the device: pip install -e'
+          " '.[cuda13]' or '.[tpu]'.")

@@ -1,10 +1,6 @@
 """The fields of an experiment, their defaults, and the checks that need nothing but the fields."""
 
-from collections.abc import Sequence
-import difflib
 import inspect
-import os
-import pathlib
 from typing import Any
 
 import ml_collections
@@ -195,37 +191,6 @@ def describe() -> str:
   return '\n'.join('  ' + line if line.startswith('#') else f'  --{line.replace(" = ", "=", 1)}'
                    for line in lines
                    if line.startswith(('#', 'config.')) and not line.endswith('ConfigDict()'))
-
-
-def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict) -> str:
-  """Returns what is wrong with the --config flags of a command line, or '' if it cannot tell.
-
-  Args:
-    arguments: the command line.
-    defaults: a config with the fields that there are.
-  """
-  fields = list(flat(defaults))
-  for argument in arguments:
-    flag, _, value = argument.lstrip('-').partition('=')
-    file, name = value.split(':')[0], flag.removeprefix('config.')
-    if flag == 'config' and value and not os.path.isfile(file):
-      folder = 'configs/figures' if 'base' in defaults else 'configs'
-      there = ', '.join(sorted(str(path) for path in pathlib.Path(folder).glob('*.py')))
-      return (f'--config={value}: there is no file {file}. Allowed is the path of a config file'
-              f' (here: {there or "none"}), and after it a colon and its argument.')
-    if f'base.{name}' in fields and name not in fields:
-      return f'--{flag}: a field of every run of a sweep is set with --config.base.{name}={value}'
-    if flag in fields:
-      return f'--{flag}: a field of the config is set with --config.{flag}={value}'
-    if flag.startswith('config.') and name not in fields:
-      section = name if any(f.startswith(f'{name}.') for f in fields) else name.rpartition('.')[0]
-      there = [f for f in fields if f.rpartition('.')[0] == section] or fields
-      close = difflib.get_close_matches(name.split('.')[-1], [f.split('.')[-1] for f in there], 1)
-      did_you_mean = [f for f in there if f.split('.')[-1] in close]
-      return (f'--{flag}: there is no such field.'
-              + (f' Did you mean --config.{did_you_mean[0]}?' if did_you_mean else '')
-              + f' Allowed are {", ".join(f"--config.{f}" for f in there)}.')
-  return ''
 
 
 _POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per_call', 'log_every',

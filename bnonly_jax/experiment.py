@@ -101,6 +101,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
     UserError: the config is not that of a run on these devices.
   """
   config_lib.validate(config)
+  models.create(config.network, 1)  # a wrong name is told before a data set that is not prepared
   info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   # Each process feeds one slice of a batch, to devices that lie side by side.

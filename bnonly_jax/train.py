@@ -93,6 +93,7 @@ def _introduce(run: Experiment, table: list[masks.GroupRow]) -> None:
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
                         f' {seeds}, {len(devices)} {devices[0].device_kind} device(s)')
+  metrics.console.print(data.summary(run.info))
   metrics.print_table(table)
 
 

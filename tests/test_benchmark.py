@@ -32,6 +32,7 @@ def test_the_images_for_the_benchmark_are_of_imagenets_size(tmp_path):
   size = benchmark_data.write_imagenet_like(tmp_path, 4)
   assert 80_000 < size < 150_000
   paths = sorted(tmp_path.glob('*/*/*.jpg'))
+  assert len({path.parent.name for path in paths}) == 2  # of one class a data set is refused
   assert len(paths) == 4 and all(Image.open(path).size == (500, 375) for path in paths)
 
 
@@ -51,6 +52,17 @@ def test_what_is_all_reduced_is_what_trains_and_the_statistics(selection):
   # which XLA reduces once.
   parameters = {'batchnorm': 672, 'all': 78_042}[selection]
   assert common.all_reduced_bytes(config) == 4 * (parameters + 672 + 2 - 96)
+
+
+@pytest.mark.parametrize('against, message', [
+    ('foo', r"^--against=foo: 'foo' is no group.* Try --against=batchnorm\+output"),
+    ('conv-conv', '^--against=conv-conv, which matches no parameter.* say --against=nothing'),
+    ('[["x", true]]', "^--against has the expression 'x', found in no parameter")])
+def test_a_wrong_selection_to_compare_with_is_told_as_that(against, message):
+  config = data_config('none')
+  config.network = 'cifar_resnet8'
+  with pytest.raises(UserError, match=message):
+    step.measure(config, against)
 
 
 def test_the_roofline():

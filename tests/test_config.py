@@ -39,15 +39,6 @@ def test_the_default_is_valid():
   config_lib.validate(config_lib.default_config())
 
 
-def test_a_misspelt_flag_gets_a_suggestion():
-  message = config_lib.explain_flags(['main', '--config.optimizer.learning_rat=1'],
-                                     config_lib.default_config())
-  assert 'Did you mean --config.optimizer.learning_rate?' in message
-  assert '--config.optimizer.momentum' in message and '--config.epochs' not in message
-  assert config_lib.explain_flags(['main', '--config.seed=1'],
-                                  config_lib.default_config()) == ''
-
-
 def test_a_config_of_other_fields_is_an_error():
   config = config_lib.default_config()
   with config.unlocked():

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'bnonly_jax'
 # From the ground up: a room imports from those before it and from itself.
 ROOMS = (
     ('config', 'seeds'), ('models',), ('masks',), ('data',), ('optimizer',), ('steps',),
-    ('experiment',), ('run', 'describe'), ('train',), ('command_line',), ('analysis',),
+    ('experiment',), ('run', 'describe'), ('train',), ('mistakes', 'command_line'), ('analysis',),
     ('benchmark',), ('sweep',), ('main', 'figures', 'data.show',
                                    'analysis.__main__', 'benchmark.__main__', 'sweep.__main__'))
 # What may be imported where alone.

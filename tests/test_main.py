@@ -35,15 +35,16 @@ def digits(data_dir, workdir, *more, config='configs/digits.py:resnet8'):
 
 @pytest.mark.parametrize('more, message', [
     ('--config.optimizer.learning_rat=1', 'Did you mean --config.optimizer.learning_rate?'),
-    ('--config.epochs=many', "--config.epochs=many: invalid literal for int()"),
-    ('configs/digit.py', 'there is no file configs/digit.py. Allowed'),
+    ('--config.epochs=many', "--config.epochs=many: allowed is an integer, as in"),
+    ('configs/digit.py', 'configs/digit.py is no file. Did you mean configs/digits.py? Allowed'),
     ('configs/digits.py:resnet9', "config.network is 'cifar_resnet9'; allowed are"),
     ('--config.train=batchnrom', "'batchnrom' is no group. Allowed are"),
-    ('--config.data.name=cifar10', 'data.prepare --dataset=cifar10'),
+    ('--config.data.name=cifar10', 'data.prepare --dataset=cifar10 --download'),
     ('--wrokdir=x', "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
-    ('--config.data=digits', 'there is no such field. Allowed are --config.data.bad_images'),
+    ('--config.data=digits', 'each field of it has a flag of its own. Allowed are --config.d'),
     ('--epochs=3', 'a field of the config is set with --config.epochs=3'),
     ('config.epochs=3', "'config.epochs=3' is no flag"),
+    ('configs/cifar10.py:resnet15', "config.network is 'cifar_resnet15'; allowed are"),
     ('--workdir=', '--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed'),
 ])
 def test_a_mistake_is_one_line_fast_and_writes_nothing(data_dir, tmp_path, more, message):
@@ -61,6 +62,22 @@ def test_a_mistake_is_one_line_fast_and_writes_nothing(data_dir, tmp_path, more,
   assert min(seconds) < 5
 
 
+@pytest.mark.parametrize('program, arguments, message', [
+    ('data.show', ['--config=configs/digits.py'], '--config=FILE.py[:ARGUMENT] and --out=DIR are'),
+    ('data.prepare', [], '--dataset=NAME is needed: digits, cifar10_jpeg or a TFDS name'),
+    ('data.prepare', ['cifar 10'], "'cifar 10' is no flag. Write --FLAG=VALUE"),
+    ('benchmark', ['step', '--config=configs/digits.py', '--out=none/x.json'],
+     '--out=none/x.json cannot be written; allowed is a file in a folder that there is'),
+])
+def test_a_mistake_of_another_program_is_one_line(program, arguments, message):
+  done = subprocess.run([sys.executable, '-m', f'bnonly_jax.{program}', *arguments], cwd=ROOT,
+                        env=environment(), capture_output=True, text=True, check=False)
+  assert done.returncode == 1 and done.stdout == ''
+  (line,) = done.stderr.strip().splitlines()
+  assert line.startswith('error: ') and message in line
+  assert not any((ROOT / name).exists() for name in ('train.png', 'eval.png'))
+
+
 def test_help_explains_every_flag_and_field():
   done = call('--help')
   for text in ('--config:', '--workdir:', "--config.train='batchnorm'", '--config.data.pad=4',
@@ -73,6 +90,7 @@ def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir
   assert first.returncode == 0, first.stderr
   result = json.loads((tmp_path / 'run/result.json').read_text())
   for text in ('gamma', 'frozen', 'images/s', 'left',
+               'digits/1.0.0: train: 1,437 images in 10 classes; test: 360 images\n',
                f'test accuracy {result["test_accuracy"]:.4f}',
                f'untrained: {result["untrained_test_accuracy"]:.4f}', 'accuracy.png', 'gamma.png'):
     assert text in first.stdout

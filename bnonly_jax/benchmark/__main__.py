@@ -52,6 +52,10 @@ def main(topic: str) -> None:
   from bnonly_jax.config import UserError
   if topic == 'step' and _CONFIG.value is None:
     raise UserError('step measures one experiment: add --config=FILE.py[:ARGUMENT].')
+  if _OUT.value and (os.path.isdir(_OUT.value)
+                     or not os.path.isdir(os.path.dirname(_OUT.value) or '.')):
+    raise UserError(f'--out={_OUT.value} cannot be written; allowed is a file in a folder that'
+                    ' there is. Make the folder, or name another.')
   # Else this process would hold most of a GPU's memory, which the others it starts need too.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   result = {'data': lambda: data.measure(_CONFIG.value, _DATA_DIR.value),

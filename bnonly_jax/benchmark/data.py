@@ -34,7 +34,7 @@ def write_imagenet_like(folder: pathlib.Path, number: int = 64) -> int:
   distance[0, 0] = 1 / width
   sizes = []
   for i in range(number):
-    path = folder / ('train' if i < number * 3 // 4 else 'test') / 'some' / f'{i:03}.jpg'
+    path = folder / ('train' if i < number * 3 // 4 else 'test') / 'ab'[i % 2] / f'{i:03}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = rng.normal(size=(3, height, width))
     pixels = np.fft.ifft2(np.fft.fft2(noise) / distance).real  # amplitude falls as 1 / frequency

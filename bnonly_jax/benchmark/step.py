@@ -65,6 +65,8 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
     `ratio` is of the first to the second.
   """
   torch = against == 'torch'
+  if against and not torch:
+    _check_against(config, against)
   selections = list(dict.fromkeys(s for s in (config.train, '' if torch else against) if s))
   with contextlib.ExitStack() as opened:
     peers = against_torch.start(config, compile_limit, opened) if torch else {}
@@ -103,6 +105,17 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
     whole['ratio'] = {name: first[name] / second[name] for name in first if second.get(name)}
   _print(whole)
   return whole
+
+
+def _check_against(config, against):
+  """Tells what is wrong with a selection as what it is here: the value of --against."""
+  config = ml_collections.ConfigDict({**config.to_dict(), 'train': against})
+  try:
+    describe.describe(config)
+  except UserError as error:
+    text = str(error).replace('--config.train', '--against')
+    text = text.replace(f'config.train is {against!r}', f'--against={against}')
+    raise UserError(text.replace('config.train', '--against')) from error
 
 
 def _steps_in_turn(ours, peers):

@@ -8,7 +8,8 @@ from bnonly_jax.data.sets import Info
 from bnonly_jax.data.sets import newest_version
 from bnonly_jax.data.sets import require_array_record
 from bnonly_jax.data.sets import Source
+from bnonly_jax.data.sets import summary
 from bnonly_jax.data.sets import versions
 
 __all__ = ['directory', 'find', 'find_or_assume', 'Images', 'Info', 'newest_version',
-           'require_array_record', 'Source', 'versions']
+           'require_array_record', 'Source', 'summary', 'versions']

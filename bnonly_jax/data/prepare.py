@@ -9,15 +9,14 @@ that are missing. This needs TensorFlow once.
 import contextlib
 import importlib.util
 import pathlib
-import sys
 import tempfile
 
-from absl import app
 from absl import flags
-from absl import logging
 
+from bnonly_jax import command_line
 from bnonly_jax.config import UserError
 from bnonly_jax.data import archives
+from bnonly_jax.data import records
 from bnonly_jax.data import sets
 
 
@@ -92,6 +91,9 @@ def _prepare_stock(name, source, download, kwargs):
     raise UserError(f'--dataset is {name!r}; allowed are'
                     f' {", ".join(f"{family}/{c}" for c in configs)}. Choose one.')
   builder = tfds.builder(name, **kwargs)
+  if not {'image', 'label'} <= set(builder.info.features):
+    raise UserError(f'--dataset is {name!r}, with features {", ".join(builder.info.features)};'
+                    ' needed are image and label. Choose an image classification data set.')
   wanted = archives.wanted(builder)
   there = [source != '' and (folder / archive.name).exists() for archive in wanted]
   manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
@@ -120,24 +122,13 @@ def _prepare_stock(name, source, download, kwargs):
                       ' and give it as --source.') from error
 
 
-def main(arguments: list[str]) -> None:
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
-  if arguments[1:]:
-    sys.exit(f'error: {arguments[1]!r} is no flag. Allowed are --dataset, --source, --download and'
-             ' --data_dir.')
+def main() -> None:
   try:
     path = prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value, _DOWNLOAD.value)
-  except UserError as error:
-    sys.exit(f'error: {error}')
   except OSError as error:
-    sys.exit(f'error: {sets.directory(_DATA_DIR.value)} cannot be written ({error}). Make room, or'
-             ' name another folder with --data_dir.')
-  except KeyboardInterrupt:
-    print('stopped; nothing counts as prepared', file=sys.stderr)
-    sys.exit(130)
-  import tensorflow_datasets as tfds
-  info = tfds.builder_from_directory(path).info
+    raise UserError(f'{sets.directory(_DATA_DIR.value)} cannot be written ({error}). Make room, or'
+                    ' name another folder with --data_dir.') from error
+  info = records.open_builder(path).info
   splits = ', '.join(f'{split} {info.splits[split].num_examples:,}' for split in info.splits)
   shape = 'x'.join(str(n or '?') for n in info.features['image'].shape)
   print(f'{_DATASET.value}: {splits} images of {shape}, {info.features["label"].num_classes}'
@@ -145,12 +136,14 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  _DATASET = flags.DEFINE_string('dataset', None, 'digits, cifar10_jpeg, or a TFDS name.',
-                                 required=True)
+  _DATASET = flags.DEFINE_string('dataset', None, 'digits, cifar10_jpeg, or a TFDS name.')
   _SOURCE = flags.DEFINE_string('source', '', 'Folder or tar that holds the data, or a folder of'
                                 ' official archives.')
   _DOWNLOAD = flags.DEFINE_bool('download', False, 'Whether to ask the network for archives that'
                                 ' are not in --source.')
   _DATA_DIR = flags.DEFINE_string('data_dir', '', 'Folder for prepared data sets; the default is'
                                   " TFDS's: $TFDS_DATA_DIR or ~/tensorflow_datasets.")
-  app.run(main)
+  command_line.run(main, lambda: '' if _DATASET.value else
+                   '--dataset=NAME is needed: digits, cifar10_jpeg or a TFDS name. Try'
+                   ' --dataset=cifar10 --download, or --help.',
+                   interrupted='stopped; nothing counts as prepared')

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import difflib
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ class Info(NamedTuple):
   train_images: int
   test_images: int
   test_split: str
+  left_out: str = ''  # files of a folder that are no images, counted
 
   @property
   def classes(self) -> int:
@@ -76,9 +78,13 @@ def require_array_record(path: pathlib.Path, remedy: str) -> None:
   """Checks the format of a prepared data set.
 
   Raises:
-    UserError: it is another than ArrayRecord.
+    UserError: it is another than ArrayRecord, or cannot be told.
   """
-  found = json.loads((path / 'dataset_info.json').read_text()).get('fileFormat', 'tfrecord')
+  try:
+    found = json.loads((path / 'dataset_info.json').read_text()).get('fileFormat', 'tfrecord')
+  except (OSError, ValueError) as error:
+    raise UserError(f'{path / "dataset_info.json"} cannot be read: {records.first_line(error)}.'
+                    f' Move that folder away. {remedy}') from error
   if found != 'array_record':
     raise UserError(f'{path} is prepared as {found}; allowed is array_record. Move that folder'
                     f' away. {remedy}')
@@ -92,7 +98,7 @@ def find(config: ml_collections.ConfigDict) -> Info:
 
   Raises:
     UserError: it is not prepared, not as ArrayRecord, has no images with labels, an empty split or
-      class, or images of several sizes while config.data.image_size is 0.
+      class, one class only, or images of several sizes while config.data.image_size is 0.
   """
   name = config.data.name
   if name == 'digits':  # prepares itself when a run starts
@@ -106,6 +112,9 @@ def find(config: ml_collections.ConfigDict) -> Info:
     if not images:
       raise UserError(f'config.data.name is {name!r}, whose split {split} is empty; needed is at'
                       ' least one image. Fill it, or choose another data set.')
+  if info.classes < 2:
+    raise UserError(f'config.data.name is {name!r}, of one class only ({info.class_names[0]});'
+                    ' needed are two or more to tell apart. Choose another data set.')
   channels = config.data.channels or info.stored_shape[2]
   size = config.data.image_size
   require(config, 'data.image_size', f'a number of pixels, since the images of {name} are of'
@@ -113,67 +122,118 @@ def find(config: ml_collections.ConfigDict) -> Info:
   return info._replace(image_shape=(*((size, size) if size else info.stored_shape[:2]), channels))
 
 
+def summary(info: Info) -> str:
+  """Says in one line how many images and classes there are, and which files are left out."""
+  left_out = (f'; left out: {info.left_out} (allowed are {", ".join(records.IMAGE_SUFFIXES)} in'
+              ' class folders)' if info.left_out else '')
+  return (f'data in {info.path}: train: {info.train_images:,} images in {info.classes:,} classes;'
+          f' {info.test_split}: {info.test_images:,} images{left_out}')
+
+
 def _find_prepared(config):
-  name, data_dir = config.data.name, config.data.dir
-  root = directory(data_dir)
-  remedy = f'Prepare it: python -m bnonly_jax.data.prepare --dataset={name}'
-  if name == 'cifar10_jpeg':
-    remedy += ' --source=PATH'
-  if data_dir:
-    remedy += f' --data_dir={data_dir}'
-  path = newest_version(name, root)
+  name = config.data.name
+  path = newest_version(name, directory(config.data.dir))
   if path is None:
-    prepared = sorted({path.parent.relative_to(root).as_posix() for path in versions('**', root)})
-    raise UserError(f'config.data.name is {name!r}, which is not prepared in {root}; there is:'
-                    f' {", ".join(prepared) or "none"}. {remedy}')
-  require_array_record(path, remedy)
-  import tensorflow_datasets as tfds
-  info = tfds.builder_from_directory(path).info
+    raise UserError(_explain_missing(name, config.data.dir))
+  require_array_record(path, _remedy(name, config.data.dir))
+  info = records.open_builder(path).info
   splits = {split: info.splits[split].num_examples for split in info.splits}
-  if not {'image', 'label'} <= set(info.features) or 'train' not in splits:
-    raise UserError(f'config.data.name is {name!r}, with features {", ".join(info.features)} and'
-                    f' splits {", ".join(splits)}; needed are image, label and train.'
+  features = dict(info.features.items())
+  image, label = features.get('image'), features.get('label')
+  if len(getattr(image, 'shape', None) or ()) != 3 or not getattr(label, 'names', None) or (
+      'train' not in splits):
+    raise UserError(f'config.data.name is {name!r}, with features {", ".join(features)} and'
+                    f' splits {", ".join(splits)}; needed are image, label (a class) and train.'
                     ' Choose an image classification data set.')
-  test = _test_split(config, splits)
-  height, width, channels = info.features['image'].shape
+  test = _test_split(config, splits, 'Choose another data set')
+  height, width, channels = image.shape
   return Info(path, path.name, (height, width, channels or 3), (),
-              tuple(info.features['label'].names), splits['train'], splits[test], test)
+              tuple(label.names), splits['train'], splits[test], test)
+
+
+def _remedy(name, data_dir):
+  """How to prepare a data set, or which one may have been meant."""
+  import tensorflow_datasets as tfds  # a third of a second, and without TensorFlow
+  command, where = 'python -m bnonly_jax.data.prepare --dataset=', f' --data_dir={data_dir}'
+  where = where if data_dir else ''
+  family, stock = name.split('/')[0], tfds.list_builders(with_community_datasets=False)
+  if name == 'cifar10_jpeg':
+    return f'Prepare it: {command}{name} --source=PATH{where}'
+  if family in stock:
+    manual = tfds.builder_cls(family).MANUAL_DOWNLOAD_INSTRUCTIONS
+    return (f"Prepare it, which needs TensorFlow once (pip install -e '.[prepare]'):"
+            f' {command}{name} {"--source=DIR" if manual else "--download"}{where}')
+  if name and pathlib.Path(name).expanduser().is_dir():
+    return f'For the images in that folder: --config.data.name=folder:{name}'
+  prepared = [path.parent.name for path in versions('**', directory(data_dir))]
+  close = difflib.get_close_matches(name, [*prepared, 'digits', 'cifar10_jpeg', *stock], 1)
+  did_you_mean = f'Did you mean {close[0]}? ' if close else ''
+  return (f'{did_you_mean}Allowed are folder:PATH, digits, and what {command}NAME prepares:'
+          ' cifar10_jpeg and the names at https://www.tensorflow.org/datasets/catalog')
+
+
+def _explain_missing(name, data_dir):
+  root = directory(data_dir)
+  prepared = sorted({path.parent.relative_to(root).as_posix() for path in versions('**', root)})
+  return (f'config.data.name is {name!r}, which is not prepared in {root}; there is:'
+          f' {", ".join(prepared) or "none"}. {_remedy(name, data_dir)}')
 
 
 def _find_folder(config):
-  path = pathlib.Path(config.data.name.removeprefix('folder:')).expanduser().absolute()
+  name = config.data.name
+  path = pathlib.Path(name.removeprefix('folder:')).expanduser().absolute()
   suffixes = ', '.join(records.IMAGE_SUFFIXES)
-  layout = f'PATH/train/CLASS/* and PATH/test/CLASS/* with files {suffixes}'
-  if not (path / 'train').is_dir():
-    raise UserError(f'config.data.name is {config.data.name!r}, but there is no folder'
-                    f' {path / "train"}; allowed is folder:PATH with {layout}.')
-  test = _test_split(config, sorted(p.name for p in path.iterdir() if p.is_dir()))
-  classes = sorted(p.name for p in (path / 'train').iterdir() if p.is_dir())
-  foreign = {p.name for p in (path / test).iterdir() if p.is_dir()} - set(classes)
-  if foreign:
+  layout = (f'Needed are train/CLASS/* and test/CLASS/* in it, a folder for each class, with files'
+            f' {suffixes}')
+  splits = records.class_folders(path)
+  if 'train' not in splits:
+    there = f'holds {", ".join(splits[:5]) or "no folders"} and not train' if path.is_dir() else (
+        'is no folder')
+    raise UserError(f'config.data.name is {name!r}, but {path} {there}. {layout}.')
+  test = _test_split(config, splits, layout)
+  classes = records.class_folders(path / 'train')
+  foreign = set(records.class_folders(path / test)) - set(classes)
+  if classes and foreign:
     raise UserError(f'{path / test} has the class {min(foreign)}, and {path / "train"} has not;'
                     f' allowed are {", ".join(classes[:20])}. Rename or move that folder away.')
   train, tested = (records.open_folder(path, split, classes) for split in ('train', test))
+  for split, opened in (('train', train), (test, tested)):
+    if not opened.paths:
+      raise UserError(f'config.data.name is {name!r}, but {path / split} holds no image in a class'
+                      f' folder; there is: {_counted(opened.left_out) or "nothing"}. {layout}.')
   present = set(train.labels)
-  for label, name in enumerate(classes):
+  for label, class_name in enumerate(classes):
     if label not in present:
-      raise UserError(f'the class folder {path / "train" / name} holds no image; needed are files'
-                      f' {suffixes}. Fill it, or remove it.')
-  shape = (None, None, 3)
-  if not config.data.image_size and train.paths:
-    try:
-      shape = decode.read_header(train.paths[0].read_bytes())
-    except decode.BadImage as rule:
-      raise UserError(f'{train.paths[0]}: {rule}; allowed are JPEG and PNG of 8 bits a channel,'
-                      ' grey or colour. Repair or remove it: the first image says what size all'
-                      ' have.') from rule
+      raise UserError(f'the class folder {path / "train" / class_name} holds no image; needed are'
+                      f' files {suffixes}. Fill it, or remove it.')
+  shape = (None, None, 3) if config.data.image_size else _size_of_all(train)
   files = '\n'.join(str(p.relative_to(path)) for split in (train, tested) for p in split.paths)
   version = hashlib.sha256(files.encode()).hexdigest()[:16]
   stored = (*shape[:2], 3 if config.data.channels else shape[2])
-  return Info(path, version, stored, (), tuple(classes), len(train), len(tested), test)
+  return Info(path, version, stored, (), tuple(classes), len(train), len(tested), test,
+              _counted(train.left_out + tested.left_out))
 
 
-def _test_split(config, splits):
+def _size_of_all(train):
+  """The size of the first image, which is to be that of all."""
+  (file, _), = train.read([0])
+  try:
+    return decode.read_header(file)
+  except decode.BadImage as rule:
+    raise UserError(f'{train.paths[0]}: {rule}; allowed are JPEG and PNG of 8 bits a channel, grey'
+                    ' or colour. Repair or remove it: the first image says what size all have.'
+                    ) from rule
+
+
+def _counted(left_out):
+  """Says how many files of which kinds are left out, the most frequent first."""
+  kinds = left_out.most_common()
+  text = [f'{number:,} {kind}' for kind, number in kinds[:6]]
+  others = sum(number for _, number in kinds[6:])
+  return ', '.join(text + ([f'{others:,} others'] if others else []))
+
+
+def _test_split(config, splits, remedy):
   allowed = [split for split in splits if split != 'train']
   if config.data.test_split:
     require(config, 'data.test_split', ', '.join(allowed) or 'a split beside train: there is none',
@@ -182,7 +242,9 @@ def _test_split(config, splits):
   found = next((split for split in ('test', 'validation', 'val') if split in splits), None)
   if found is None:
     raise UserError(f'config.data.name is {config.data.name!r}, with splits {", ".join(splits)};'
-                    ' needed is one to test on. Set --config.data.test_split=...')
+                    ' needed is one to test on: test, validation or val.'
+                    + (f' If it is {" or ".join(allowed[:5])}, set --config.data.test_split.'
+                       if allowed else '') + f' {remedy}.')
   return found
 
 

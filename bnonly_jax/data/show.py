@@ -5,6 +5,7 @@ r"""Draws what a network sees: training images as augmented, and evaluation imag
 writes DIR/train.png and DIR/eval.png, 64 images each.
 """
 
+import contextlib
 import pathlib
 
 from absl import flags
@@ -12,6 +13,7 @@ from etils import epath
 import ml_collections
 
 from bnonly_jax import command_line
+from bnonly_jax.config import UserError
 
 _NUMBER = 64
 
@@ -27,7 +29,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
     The paths of the two PNG files.
 
   Raises:
-    UserError: as `experiment.build`, or an image is bad.
+    UserError: as `experiment.build`, or an image is bad, or the folder cannot be written.
   """
   import jax.numpy as jnp
   import numpy as np
@@ -71,13 +73,26 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   for name, batches, what in (('train', training(), f'training images of seed {config.seed}'),
                               ('eval', evaluation(), f'images of split {info.test_split}')):
     paths.append(out / f'{name}.png')
-    plots.image_sheet(paths[-1], *first(batches), title % what)
+    images, names = first(batches)
+    with _told_of(out):
+      plots.image_sheet(paths[-1], images, names, title % what)
   return paths
+
+
+@contextlib.contextmanager
+def _told_of(out):
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f'--out={out} cannot be written ({error.strerror or error}); allowed is a'
+                    ' folder, new or not. Choose another --out.') from error
 
 
 if __name__ == '__main__':
   _CONFIG = command_line.define_config()
-  _OUT = flags.DEFINE_string('out', '.', 'Folder for train.png and eval.png.')
+  _OUT = flags.DEFINE_string('out', None, 'Folder for train.png and eval.png, made if need be.')
   command_line.run(
       lambda: print('\n'.join(str(path) for path in show(_CONFIG.value, _OUT.value))),
-      lambda: '' if _CONFIG.value else '--config=FILE.py[:ARGUMENT] is needed, or --help.')
+      lambda: '' if _CONFIG.value and _OUT.value else
+      '--config=FILE.py[:ARGUMENT] and --out=DIR are both needed. Try'
+      ' --config=configs/digits.py --out=runs/show, or --help.')

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import seeds
+from bnonly_jax.config import UserError
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
 from bnonly_jax.data import records as records_lib
@@ -175,5 +176,9 @@ def _decoded(source: TrainBatches | EvalBatches, start: int,
     for batch in iterator:
       # Copies, since Grain frees what its processes share only once nothing refers to it.
       yield {name: np.array(value) for name, value in batch.items()} if processes else batch
+  except OSError as error:  # of the images' files UserError tells
+    raise UserError(f'{workers} {config.data.worker_kind} cannot decode side by side ({error}). Try'
+                    ' fewer: --config.data.workers=1, or --config.data.worker_kind=threads'
+                    ) from error
   finally:
     iterator.close()

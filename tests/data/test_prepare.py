@@ -163,6 +163,11 @@ def test_a_set_of_several_configs_asks_for_one(tmp_path):
     prepare.prepare('imagenet_resized', str(tmp_path))
 
 
+def test_a_set_without_images_is_refused_before_it_is_asked_for(tmp_path):
+  with pytest.raises(UserError, match='features .*description; needed are image and label'):
+    prepare.prepare('ag_news_subset', str(tmp_path), download=True)
+
+
 def test_a_wrong_archive_is_named_with_both_checksums(tmp_path):
   (tmp_path / 'a.gz').write_bytes(gzip.compress(b'wrong'))
   archive = archives.Archive('a.gz', 10, 'f' * 64)
@@ -272,11 +277,11 @@ def test_imagenet_from_its_two_tars(tmp_path, monkeypatch):
   info = data.find(config)
   assert (info.train_images, info.test_images, info.classes) == (15, 8, 1000)
   assert info.test_split == 'validation' and info.image_shape == (32, 32, 3)
-  feed = streamed.open_feed(config, info)
-  names = [info.class_names[label] for images, _ in feed.train_batches(0)
+  source = streamed.open_source(config, info)
+  names = [info.class_names[label] for images, _ in source.train_batches(0)
            for label in images.labels]
   assert len(names) == 12 and set(names) <= set(synsets)
-  batches = list(feed.eval_batches(4))
+  batches = list(source.eval_batches(4))
   assert sum(weight.sum() for _, weight in batches) == 8
   # The labels of the first eight validation images, in the order of their brightness.
   labels_file = pathlib.Path(sys.modules['tensorflow_datasets'].__file__).parent / (

@@ -178,8 +178,18 @@ def test_a_file_that_went_away_is_named(folder, tmp_path):
   source = streamed.open_source(config, data.find(config))
   gone = sorted((tmp_path / 'images/train').glob('*/*.jpg'))[7]
   gone.unlink()
-  with pytest.raises(UserError, match=f'cannot be read: .*{gone}'):
+  with pytest.raises(UserError, match=f'the image {gone} cannot be read .No such file'):
     list(source.train_batches(0))
+
+
+def test_what_keeps_the_decoders_from_working_is_told(folder, monkeypatch):
+  def fail(*_):
+    raise OSError(24, 'Too many open files')
+
+  config = folder_config(folder / 'mixed', image_size=24)
+  monkeypatch.setattr(decode, 'random_crop', fail)
+  with pytest.raises(UserError, match='threads cannot decode side by side .*Too many.*workers=1'):
+    next(streamed.open_source(config, data.find(config)).train_batches(0))
 
 
 def test_no_good_test_image_is_an_error(folder, tmp_path):
