@@ -127,10 +127,12 @@ def write_folder(root: pathlib.Path, one_size: bool = False) -> None:
       Image.fromarray(pattern).resize((width, height)).save(path, quality=90)
 
 
-def load(config: Any) -> tuple[data.Images, data.Images]:
-  """Returns training and test set as they are kept on the device."""
-  source = resident.open_source(config, data.find(config))
-  return source.train_set, source.test_set
+def load(config: Any) -> list[data.Images]:
+  """Returns training and test set as they are kept on the device, as images [N, H, W, C]."""
+  info = data.find(config)
+  source = resident.open_source(config, info)
+  return [device.look_up(whole, np.arange(len(whole.labels)), info.image_shape)
+          for whole in (source.train_set, source.test_set)]
 
 
 class Killed(BaseException):

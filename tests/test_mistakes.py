@@ -9,8 +9,8 @@ import pytest
 
 from bnonly_jax import command_line
 from bnonly_jax import mistakes
-from bnonly_jax import sweep_config
 from bnonly_jax.config import default_config
+from bnonly_jax.sweep import config as sweep_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
