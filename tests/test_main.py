@@ -194,9 +194,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(data_dir, t
                        '--config.checkpoint_keep=99')
     full = call(*arguments)
     assert full.returncode == 1, full.stdout + full.stderr
-    # Orbax logs tracebacks of its own above it, and one below if it is late.
-    (said,) = [line for line in full.stderr.splitlines() if line.startswith('error: ')]
-    assert 'cannot be written (No space left on device' in said
+    (said,) = full.stderr.splitlines()
+    assert said.startswith('error: ') and 'cannot be written (No space left on device' in said
     assert not (disk / 'run/result.json').exists()
     subprocess.run(['mount', '-o', 'remount,size=60m', disk], check=True)
     done = call(*arguments)

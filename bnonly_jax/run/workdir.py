@@ -193,6 +193,17 @@ def is_locked(workdir: epath.Path) -> bool:
   return False
 
 
+def move(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder; in a bucket file by file, and the folder there is whole as long as it stays."""
+  if not is_remote(source):
+    source.rename(target)
+    return
+  for file in source.rglob('*'):
+    if not file.is_dir():
+      file.copy(target / os.path.relpath(file, source), overwrite=True)
+  source.rmtree()
+
+
 def read_json(file: epath.Path) -> Any:
   """Returns the value in a JSON file."""
   return json.loads(file.read_text())
