@@ -237,6 +237,8 @@ def _run(config, workdir, planned, variables, table, profile):
     nonlocal saved_at, saved_step
     if log.due:  # else the line would be written before and after a restart
       log.flush()
+    if writer:
+      writer.flush()  # no checkpoint is ahead of its lines, in a bucket either
     if step != saved_step and not checkpoint.save(checkpointer, step, state, log.pending()):
       raise metrics.Diverged(step)
     saved_at, saved_step = time.monotonic(), step

@@ -6,6 +6,7 @@ A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 from collections.abc import Iterable
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import platform
@@ -24,11 +25,22 @@ from bnonly_jax.config import UserError
 FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
         'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every', 'checkpoint_every_steps',
         'checkpoint_every_minutes', 'checkpoint_keep', 'checkpoint_keep_every')
+# Besides, until a checkpoint is there: without one the run starts anew, and these are what messages
+# advise to change. Until there is a line of training either, a folder is no run's, and all may.
+FREE_UNTIL_SAVED = ('data.bad_images', 'data.test_split')
 
 
 def path(workdir: str | os.PathLike) -> epath.Path:
-  """Returns a workdir's path, absolute."""
+  """Returns a workdir's path, absolute.
+
+  Raises:
+    UserError: it is in a bucket, and the package that reads and writes buckets is missing.
+  """
   found = epath.Path(workdir).expanduser()
+  if os.fspath(found).startswith('gs://') and not any(
+      importlib.util.find_spec(name) for name in ('gcsfs', 'tensorflow')):  # etils takes either
+    raise UserError(f'--workdir={workdir}: buckets are read and written by the package gcsfs, which'
+                    ' is not installed. pip install gcsfs, or choose a folder.')
   return found if is_remote(found) else epath.Path(os.path.abspath(found))
 
 
@@ -42,7 +54,11 @@ def check_folder(workdir: epath.Path) -> None:
   if is_remote(workdir) and not os.fspath(workdir).startswith('gs://'):
     raise UserError(f'--workdir={workdir}: allowed are folders and gs://; Orbax writes no'
                     ' checkpoint to other buckets. Choose another --workdir, or mount the bucket.')
-  exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
+  try:
+    exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
+  except Exception as error:  # stores have errors of their own
+    raise UserError(f'--workdir={workdir} cannot be reached ({type(error).__name__}: {error}).'
+                    ' Check its name, the network and your credentials.') from error
   if exists.exists() and not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
                     ' same run. Choose another --workdir.')
@@ -56,14 +72,15 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   Args:
     workdir: the folder.
     facts: the config's fields by dotted name, and what else the run depends on, as JSON holds it.
-      The fields in FREE may differ, and epochs may be more; a field that an older run lacks had
-      its default.
+      The fields in FREE may differ, those in FREE_UNTIL_SAVED before the first checkpoint and
+      all before the first line of training; and epochs may be more. A field that an older run
+      lacks had its default.
 
   Returns:
     The run's result if it has finished, else None.
 
   Raises:
-    UserError: it holds anything else.
+    UserError: it holds anything else, or a file there is damaged.
   """
   check_folder(workdir)
   if not workdir.exists():
@@ -77,17 +94,30 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
                       ' --workdir.')
     return None
   try:
-    there = {**flat(default_config()), **read_json(config)}
+    there = {**flat(default_config()), **json.loads(config.read_text())}
+    names = there.keys() | facts.keys()
+    differ = differences(there, facts, names)
   except (ValueError, TypeError) as error:
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
                     ' another --workdir.') from error
-  differ = differences(there, facts, there.keys() | facts.keys())
+  result, lines = read_result(workdir), read_lines(workdir / 'metrics.jsonl')
+  if differ and not _saved(workdir):
+    if there.keys() == facts.keys() and not any(line['step'] for line in lines):
+      return None
+    differ = differences(there, facts, names - set(FREE_UNTIL_SAVED))
   if differ:
     raise UserError(f'--workdir={workdir} holds another experiment: {"; ".join(differ)}.'
                     ' Choose another --workdir, or give the same config to go on with that run.'
-                    f' What may differ is epochs (upwards) and {", ".join(FREE)}.')
-  result = read_json(workdir / 'result.json') if (workdir / 'result.json').exists() else None
+                    f' What may differ is epochs (upwards) and {", ".join(FREE)}; before the first'
+                    f' checkpoint also {", ".join(FREE_UNTIL_SAVED)}.')
   return result if result and (result['diverged'] or there['epochs'] == facts['epochs']) else None
+
+
+def _saved(workdir):
+  """Whether a folder holds the state or the result of training steps."""
+  return any(name.isdigit() or name.startswith('result')
+             for pattern in ('checkpoints/*', 'damaged/*', 'result*')
+             for name in [found.name for found in workdir.glob(pattern)])
 
 
 def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
@@ -134,24 +164,31 @@ def differences(there: dict[str, Any], facts: dict[str, Any], names: Iterable[st
 def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:
   """Makes the folder, keeps other processes out of it, and writes JSON files there.
 
-  The result of a shorter run becomes result_EPOCHS_epochs.json.
+  The result of a shorter run becomes result_EPOCHS_epochs.json. The frozen half that an attempt
+  with another config left goes: it is written anew.
 
   Args:
     workdir: the folder.
     lock: the lock is let go when this is closed, or when the process ends in whatever way.
-    files: values by name.
+    files: values by name; config.json's are facts as `check` has them.
 
   Raises:
-    UserError: the folder cannot be made or written, or another process has it; the message says
-      which.
+    UserError: the folder cannot be made or written, or another process has it, or has begun another
+      experiment there; the message says which.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not is_remote(workdir):  # a bucket knows no lock
       _lock(workdir, lock)
-    result = workdir / 'result.json'
-    if result.exists():
-      result.rename(workdir / f'result_{read_json(result)["epochs"]}_epochs.json')
+    if (workdir / 'config.json').exists() and 'config.json' in files:
+      facts = files['config.json']
+      check(workdir, facts)  # again: now no one else can change it
+      there = {**flat(default_config()), **read_json(workdir / 'config.json')}
+      if (workdir / 'frozen').exists() and differences(there, facts, facts):
+        (workdir / 'frozen').rmtree()
+    result = read_result(workdir)
+    if result:
+      (workdir / 'result.json').rename(workdir / f'result_{result["epochs"]}_epochs.json')
     for name, value in files.items():
       write_json(workdir / name, value)
   except OSError as error:
@@ -205,8 +242,56 @@ def move(source: epath.Path, target: epath.Path) -> None:
 
 
 def read_json(file: epath.Path) -> Any:
-  """Returns the value in a JSON file."""
-  return json.loads(file.read_text())
+  """Returns the value in a JSON file.
+
+  Raises:
+    UserError: it holds none.
+  """
+  try:
+    return json.loads(file.read_text())
+  except ValueError as error:
+    raise _damaged(file, error) from error
+
+
+def read_result(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns what result.json of a workdir holds, or None if there is none.
+
+  Raises:
+    UserError: it is no result.
+  """
+  file = workdir / 'result.json'
+  result = read_json(file) if file.exists() else None
+  if file.exists() and not (isinstance(result, dict) and {
+      'diverged', 'epochs', 'steps', 'test_accuracy'} <= result.keys()):
+    raise _damaged(file, 'that is no result of a run')
+  return result
+
+
+def read_lines(file: epath.Path) -> list[dict[str, Any]]:
+  """Returns the lines of metrics.jsonl, none if it is not there; leaves out a last one cut short.
+
+  Raises:
+    UserError: another line is damaged.
+  """
+  try:
+    texts, lines = file.read_text().splitlines() if file.exists() else [], []
+  except ValueError as error:
+    raise _damaged(file, error) from error
+  for number, text in enumerate(texts, 1):
+    try:
+      lines.append(json.loads(text))
+      lines[-1]['step'] + 0  # else it is no line of metrics
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+      if number == len(texts):  # a kill cut it short
+        return lines[:number - 1]
+      raise _damaged(file, f'line {number}: {error!r}') from error
+  return lines
+
+
+def _damaged(file, reason):
+  what = file.parent if file.name == 'config.json' else file
+  return UserError(f'{file} is damaged ({reason}). Put a whole copy in its place, or move {what}'
+                   ' away and give the same command: what is missing is made anew.')
 
 
 def write_json(file: epath.Path, value: Any) -> None:
