@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 import ctypes
+import importlib.metadata
+import importlib.util
 import os
 import sys
 import threading
@@ -51,15 +53,24 @@ def define_processes() -> Callable[[], None]:
 
 
 def keep_freed_memory() -> None:
-  """Tells glibc not to give XLA's temporary buffers back after each step.
+  """Tells glibc not to give XLA's temporary buffers back after each step, where the CPU trains.
 
-  Taking them again costs a page fault for each 4 KiB, a quarter of a CPU step. The numbers are
+  Taking them again costs a page fault for each 4 KiB, a quarter of a CPU step. It is to be told
+  before JAX starts its backend, whose threads keep the arenas that they find. The numbers are
   M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX and M_ARENA_MAX of glibc's malloc.h.
   """
-  if sys.platform == 'linux':
+  if sys.platform == 'linux' and _only_cpu(os.environ.get('JAX_PLATFORMS', '')):
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     for parameter, value in ((-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 1)) if mallopt else ():
       mallopt(parameter, value)
+
+
+def _only_cpu(platforms):
+  """Whether JAX will take the CPU for sure: so it is told, or nothing else is installed."""
+  if platforms:
+    return platforms.split(',')[0] == 'cpu'
+  return not (importlib.util.find_spec('jax_plugins') or importlib.util.find_spec('libtpu')
+              or importlib.metadata.entry_points(group='jax_plugins'))
 
 
 def keep_compiled_programs() -> None:

@@ -4,7 +4,11 @@ r"""Runs one experiment, or goes on with it:
       [--config.FIELD=VALUE ...]
 
 The same command again goes on after a kill, and shows the result of a finished run.
+
+Exit codes: 0 finished, 1 an error, 3 the run diverged, 130 Ctrl-C, 143 SIGTERM or a preemption.
 """
+
+import sys
 
 from absl import flags
 
@@ -37,7 +41,8 @@ def main() -> None:
   if _DESCRIBE.value:
     print_description(_CONFIG.value)
   else:
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+    result = train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+    sys.exit(3 if result['diverged'] else 0)
 
 
 if __name__ == '__main__':

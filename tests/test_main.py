@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 from orbax.checkpoint import v1 as ocp
 import pytest
 
+from bnonly_jax import command_line
 from bnonly_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,6 +81,23 @@ def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir
   again = call(*digits(data_dir, tmp_path / 'run'))
   assert again.returncode == 0 and 'finished' in again.stdout
   assert first.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
+
+
+@pytest.mark.parametrize('platforms, installed, kept', [
+    ('', '', True), ('cpu', 'libtpu', True), ('cuda,cpu', '', False), ('', 'jax_plugins', False),
+    ('', 'libtpu', False), ('', 'entry point', False)])
+def test_malloc_is_told_to_keep_memory_where_the_cpu_trains(monkeypatch, platforms, installed,
+                                                             kept):
+  told = []
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(command_line.sys, 'platform', 'linux')
+  monkeypatch.setattr(command_line.ctypes, 'CDLL', lambda _: types.SimpleNamespace(
+      mallopt=lambda *arguments: told.append(arguments)))
+  monkeypatch.setattr(command_line.importlib.util, 'find_spec', lambda name: name == installed)
+  monkeypatch.setattr(command_line.importlib.metadata, 'entry_points',
+                      lambda group: ['cuda'] if installed == 'entry point' else [])
+  command_line.keep_freed_memory()
+  assert len(told) == (4 if kept else 0)
 
 
 DIE = '''
