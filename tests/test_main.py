@@ -100,6 +100,14 @@ def test_malloc_is_told_to_keep_memory_where_the_cpu_trains(monkeypatch, platfor
   assert len(told) == (4 if kept else 0)
 
 
+def test_a_run_that_diverges_has_an_exit_code_of_its_own(data_dir, tmp_path):
+  arguments = digits(data_dir, tmp_path / 'run', '--config.optimizer.learning_rate=1e12',
+                     '--config.optimizer.warmup_epochs=0', '--config.log_every=1')
+  for said in ('diverged: step', 'holds this run, finished'):
+    done = call(*arguments)
+    assert done.returncode == 3 and said in done.stdout and done.stderr == '', done.stderr
+
+
 DIE = '''
 import os
 from bnonly_jax import command_line, main, train
