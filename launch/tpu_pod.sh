@@ -86,8 +86,9 @@ setup() {
 # What worker 0 finds in WORKDIR: whether there is a result (True or False), and all checkpoints.
 look() {
   on 0 "cd bnonly && .venv/bin/python -c 'import sys; from etils import epath
-found = epath.Path(sys.argv[1])
-print((found / \"result.json\").exists(), *sorted(map(str, found.glob(\"**/commit_success.txt\"))))' $1"
+found, saved = epath.Path(sys.argv[1]), \"checkpoints/*/commit_success.txt\"
+print((found / \"result.json\").exists(),
+      *sorted(str(path) for where in (\"\", \"*/*/\") for path in found.glob(where + saved)))' $1"
 }
 
 run() {

@@ -231,14 +231,21 @@ def is_locked(workdir: epath.Path) -> bool:
 
 
 def move(source: epath.Path, target: epath.Path) -> None:
-  """Moves a folder; in a bucket file by file, and the folder there is whole as long as it stays."""
+  """Moves a folder; in a bucket file by file, so that nothing is lost at a kill."""
   if not is_remote(source):
     source.rename(target)
     return
-  for file in source.rglob('*'):
-    if not file.is_dir():
-      file.copy(target / os.path.relpath(file, source), overwrite=True)
+  _copy(source, target)
   source.rmtree()
+
+
+def _copy(source, target):
+  target.mkdir(parents=True, exist_ok=True)
+  for path in source.iterdir():
+    if path.is_dir():
+      _copy(path, target / path.name)
+    else:
+      path.copy(target / path.name)
 
 
 def read_json(file: epath.Path) -> Any:

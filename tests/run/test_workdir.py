@@ -3,11 +3,14 @@ import errno
 import fcntl
 import json
 
+import conftest
 from etils import epath
 import pytest
 
 from bnonly_jax import config as config_lib
+from bnonly_jax import train
 from bnonly_jax.config import UserError
+from bnonly_jax.run import metrics
 from bnonly_jax.run import workdir as workdir_lib
 
 
@@ -120,3 +123,30 @@ def test_a_bucket_that_cannot_be_reached_is_told():
 
   with pytest.raises(UserError, match='gs:/b/run cannot be reached .LookupError: no credentials'):
     workdir_lib.check_folder(Path('gs:/b/run'))
+
+
+def test_after_a_bad_image_stopped_a_run_the_same_command_may_skip_it(tmp_path):
+  conftest.write_folder(tmp_path / 'data', one_size=True)
+  bad = sorted((tmp_path / 'data/train').glob('*/*.jpg'))[3]
+  bad.write_bytes(bad.read_bytes()[:-50])
+  config = conftest.data_config(f'folder:{tmp_path}/data', resident_limit=0.0)
+  config.update(network='cifar_resnet8', epochs=1, batch_size=4, log_every=1)
+  with pytest.raises(UserError, match='--config.data.bad_images=skip'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  assert max(line['step'] for line in metrics.read(tmp_path / 'run')) > 0
+  config.data.bad_images = 'skip'
+  result = train.train_and_evaluate(config, tmp_path / 'run')
+  assert (result['steps'], result['diverged']) == (10, False)
+  lines = [line['step'] for line in metrics.read(tmp_path / 'run')]
+  assert lines == [0, *range(1, 11), 10]
+
+
+def test_in_a_bucket_a_folder_moves_file_by_file(tmp_path, monkeypatch):
+  files = {'a': '1', 'd/b': '2', 'd/e/c': '3'}
+  for name, text in files.items():
+    (tmp_path / 'there' / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'there' / name).write_text(text)
+  monkeypatch.setattr(workdir_lib, 'is_remote', lambda _: True)
+  workdir_lib.move(epath.Path(tmp_path / 'there'), epath.Path(tmp_path / 'damaged/5'))
+  assert not (tmp_path / 'there').exists()
+  assert {name: (tmp_path / 'damaged/5' / name).read_text() for name in files} == files
