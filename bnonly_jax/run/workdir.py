@@ -57,7 +57,8 @@ def check_folder(workdir: epath.Path) -> None:
   try:
     exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
   except Exception as error:  # stores have errors of their own
-    raise UserError(f'--workdir={workdir} cannot be reached ({type(error).__name__}: {error}).'
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(f'--workdir={workdir} cannot be reached ({type(error).__name__}: {reason}).'
                     ' Check its name, the network and your credentials.') from error
   if exists.exists() and not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
@@ -98,8 +99,8 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     names = there.keys() | facts.keys()
     differ = differences(there, facts, names)
   except (ValueError, TypeError) as error:
-    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
-                    ' another --workdir.') from error
+    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Put a'
+                    ' whole copy in its place, or choose another --workdir.') from error
   result, lines = read_result(workdir), read_lines(workdir / 'metrics.jsonl')
   if differ and not _saved(workdir):
     if there.keys() == facts.keys() and not any(line['step'] for line in lines):
@@ -115,9 +116,9 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
 
 def _saved(workdir):
   """Whether a folder holds the state or the result of training steps."""
-  return any(name.isdigit() or name.startswith('result')
+  return any(found.name.isdigit() or found.name.startswith('result')
              for pattern in ('checkpoints/*', 'damaged/*', 'result*')
-             for name in [found.name for found in workdir.glob(pattern)])
+             for found in workdir.glob(pattern))
 
 
 def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
@@ -298,7 +299,7 @@ def read_lines(file: epath.Path) -> list[dict[str, Any]]:
 def _damaged(file, reason):
   what = file.parent if file.name == 'config.json' else file
   return UserError(f'{file} is damaged ({reason}). Put a whole copy in its place, or move {what}'
-                   ' away and give the same command: what is missing is made anew.')
+                   ' away: the same command goes on without it.')
 
 
 def write_json(file: epath.Path, value: Any) -> None:
