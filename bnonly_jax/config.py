@@ -9,6 +9,12 @@ from typing import Any
 
 import ml_collections
 
+# Fields without influence on a run's state: where data lies, how it is read, and what is kept of
+# the run. They may change when a run goes on. So may epochs, upwards.
+FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
+        'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every', 'checkpoint_every_steps',
+        'checkpoint_every_minutes', 'checkpoint_keep', 'checkpoint_keep_every')
+
 
 class UserError(ValueError):
   """A mistake of the user's: one line with the value, what is allowed and what to do next."""
@@ -21,7 +27,8 @@ def default_config() -> ml_collections.ConfigDict:
   # What trains: groups of parameters joined by + and -. The groups are batchnorm, gamma, beta,
   # output, shortcut, conv (every convolution but the shortcuts'), all, nothing, and random:K, which
   # is K weights of every output channel of every convolution. Or a JSON list of rules,
-  # [["norm1/scale$", true], ["", false]]: the first expression found in a parameter's name counts.
+  # [["norm1/scale$", true], ["", false]]: the first rule whose expression is found in a
+  # parameter's name says whether it trains.
   config.train = 'batchnorm'
   # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
   # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19.
@@ -39,9 +46,10 @@ def default_config() -> ml_collections.ConfigDict:
   config.init_from = ''
   # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0
-  # Runs that train together as one, of seeds seed, seed + 1, ...: each as it would alone, and the
-  # results are those of all. For resident data with its own labels. One that diverges stops all of
-  # them: run that seed alone. On CPU it is no faster than one after the other.
+  # How many runs train together in one program, of the seeds seed, seed + 1, ... Each trains as it
+  # would alone, and the results list each. The data must be resident and have their own labels. If
+  # one run diverges, all of them stop; that seed can then be run alone. On a CPU this is no faster
+  # than one run after the other.
   config.replicates = 1
   # Passes over the training images. May be raised in a run that is going on or finished.
   config.epochs = 160
@@ -49,12 +57,17 @@ def default_config() -> ml_collections.ConfigDict:
   config.batch_size = 128
   # Images in an evaluation step, over all devices; rounded up to a multiple of them.
   config.eval_batch_size = 500
-  # BatchNorm's statistics: of each device's own share of the batch, or of the whole batch.
-  config.sync_batchnorm = False
+  # Over how many images of the global batch BatchNorm takes its statistics: the batch is cut into
+  # consecutive groups of so many. 0: the whole batch. The number of devices changes nothing.
+  config.batchnorm_images = 0
 
   # In what images, activations and their gradients are computed: float32 or bfloat16. Statistics,
   # sums, logits, gamma and beta, and all that trains, stay in float32.
   config.compute_dtype = 'float32'
+  # How exactly float32 numbers are multiplied: default, high or highest (jax.lax.Precision).
+  # `default` is float32 on a CPU, TF32 on NVIDIA GPUs since Ampere, one pass of bfloat16 on a TPU;
+  # `highest` is float32 on all of them.
+  config.matmul_precision = 'default'
   # What the backward pass computes again instead of saving it: none, or block (residual blocks:
   # a third more time, a fraction of the memory).
   config.remat = 'none'
@@ -70,8 +83,9 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.test_split = ''
   # Channels that the network sees: 1 (grey) or 3, converted if need be; 0: those of the data set.
   config.data.channels = 0
-  # Side of the images that the network sees. 0: as they are, of one size. Else training takes a
-  # random region of each image, resized to this, and evaluation the centre.
+  # Side in pixels of the images that the network sees. 0: images stay as they are and must have one
+  # size. Else training takes a random region of each image, resized to this, and evaluation takes
+  # the centre.
   config.data.image_size = 0
   # With image_size: the random region's share of the area, uniform between these.
   config.data.crop_area = (0.1, 1.0)
@@ -79,8 +93,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.crop_ratio = (0.8, 1.25)
   # With image_size: evaluation resizes the shorter side to this before it takes the centre.
   config.data.eval_resize = 256
-  # GiB on each device up to which a data set without image_size is kept there whole. A larger one
-  # is decoded on the host as training goes: streamed.
+  # A data set without image_size that takes up to so many GiB is kept whole on each device: it is
+  # resident. A larger one is decoded on the host as training goes: it is streamed.
   config.data.resident_limit = 2.0
   # Streamed: batches decoded at the same time; 0: as many as there are cores, up to 32.
   config.data.workers = 0
@@ -91,7 +105,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.bad_images = 'stop'
   # Share of the training images that is used, chosen by the seed.
   config.data.subsample = 1.0
-  # Share of the training labels replaced by a class drawn at random, by the seed and for good.
+  # Share of the training labels that are replaced by classes drawn at random: once, before
+  # training, by the seed.
   config.data.random_labels = 0.0
   # Augmentation: pad with this many black pixels on every side, crop at random to the old size.
   config.data.pad = 4
@@ -105,7 +120,8 @@ def default_config() -> ml_collections.ConfigDict:
   config.optimizer = ml_collections.ConfigDict()
   # SGD's, before warm-up and drops.
   config.optimizer.learning_rate = 0.1
-  # 0: the rate is as said. Else the rate is for this batch size, and scales with batch_size.
+  # 0: learning_rate is used as it is. Else learning_rate is meant for this batch size, and is
+  # scaled by batch_size / reference_batch_size.
   config.optimizer.reference_batch_size = 0
   # Share of the last step's direction that the next one keeps.
   config.optimizer.momentum = 0.9
@@ -118,24 +134,26 @@ def default_config() -> ml_collections.ConfigDict:
   # Epochs of linear warm-up from 0, step by step.
   config.optimizer.warmup_epochs = 0.0
 
-  # Training steps that one call of an accelerator makes, where nothing is due between them: no line
-  # of metrics, evaluation or checkpoint. Spares small networks the host's time between steps; a
-  # signal is heard after the call. For resident data; on CPU, where it does not pay, each step is a
-  # call.
+  # Training steps in one call of an accelerator, which spares small networks the host's time
+  # between steps. Where a line of metrics, an evaluation or a checkpoint is due between these
+  # steps, each is a call of its own. A signal is heard after the call. The data must be resident.
+  # On a CPU, where it does not pay, each step is always a call of its own.
   config.steps_per_call = 1
-  # Steps between two lines of training metrics; a line is the mean over the steps since the last.
+  # Steps between two lines of training metrics; each is the mean over the steps since the line
+  # before.
   config.log_every = 50
   # Epochs between two evaluations; the last epoch ends with one.
   config.eval_every = 1
   # Epochs between two checkpoints; the last epoch ends with one.
   config.checkpoint_every = 1
-  # Besides, steps between two checkpoints; 0: none.
+  # Steps between two further checkpoints; 0: no further ones.
   config.checkpoint_every_steps = 0
-  # Besides, minutes between two checkpoints, at the next line of metrics; 0: none.
+  # Minutes between two further checkpoints, each written at the next line of metrics; 0: no further
+  # ones.
   config.checkpoint_every_minutes = 0.0
-  # Checkpoints kept: the newest ones.
+  # How many of the newest checkpoints are kept.
   config.checkpoint_keep = 2
-  # Besides, those of every so many epochs are kept; 0: none.
+  # Besides, the checkpoint of every so many epochs is kept for good; 0: only the newest are kept.
   config.checkpoint_keep_every = 0
   return config.lock()
 
@@ -150,6 +168,7 @@ def imagenet_config() -> ml_collections.ConfigDict:
   config.data.pad = 0
   config.epochs = 90
   config.batch_size = 1024
+  config.batchnorm_images = 128
   config.optimizer.learning_rate = 0.4
   config.optimizer.warmup_epochs = 5.0
   config.optimizer.drops = (30 / 90, 60 / 90, 80 / 90)
@@ -208,7 +227,8 @@ def explain_flags(arguments: Sequence[str], defaults: ml_collections.ConfigDict)
 
 _POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per_call', 'log_every',
              'eval_every', 'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
-_NOT_NEGATIVE = ('data.pad', 'data.image_size', 'data.workers', 'data.resident_limit',
+_NOT_NEGATIVE = ('batchnorm_images', 'data.pad', 'data.image_size', 'data.workers',
+                 'data.resident_limit',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
                  'checkpoint_every_steps', 'checkpoint_every_minutes', 'checkpoint_keep_every')
@@ -259,6 +279,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
           config.seed + config.replicates <= 2**31)
   require(config, 'compute_dtype', 'float32 or bfloat16',
           config.compute_dtype in ('float32', 'bfloat16'))
+  require(config, 'matmul_precision', 'default, high or highest',
+          config.matmul_precision in ('default', 'high', 'highest'))
   require(config, 'remat', 'none or block', config.remat in ('none', 'block'))
   require(config, 'data.channels', '0, 1 or 3', config.data.channels in (0, 1, 3))
   require(config, 'data.worker_kind', 'threads or processes',

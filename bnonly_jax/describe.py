@@ -7,13 +7,9 @@ from jax.extend import core
 import ml_collections
 import numpy as np
 
-from bnonly_jax import config as config_lib
 from bnonly_jax import data
+from bnonly_jax import experiment
 from bnonly_jax import masks
-from bnonly_jax import optimizer
-from bnonly_jax import steps
-from bnonly_jax import train
-from bnonly_jax.data import augment
 from bnonly_jax.models import conv
 from bnonly_jax.run import metrics
 
@@ -31,57 +27,29 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     some kilobytes); and `image_shape`, `classes`, `prepared`.
 
   Raises:
-    UserError: as `train.plan`.
+    UserError: as `experiment.build`.
   """
-  info, prepared = find_or_assume(config)
-  _, network, shapes, mask = train.plan(config, info)
-  rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
-  tx = optimizer.create(config.optimizer, rate, mask)
-
-  def initial(variables):
-    state, frozen = steps.create_state(variables, mask, tx)
-    return state, steps.store(frozen, config.compute_dtype)
-
-  state, frozen = jax.eval_shape(initial, shapes)
-  normalise = augment.normaliser(config.data.mean, config.data.std, config.compute_dtype)
-  step = steps.train_step(network, tx, rate, config.seed, config.data.pad, config.data.flip,
-                          normalise)
-  devices = jax.local_device_count()
-  height, width, channels = info.image_shape
-  padded = (height + 2 * config.data.pad, width + 2 * config.data.pad, channels)
-  images = data.Images(jax.ShapeDtypeStruct((1, *padded), np.uint8),
-                       jax.ShapeDtypeStruct((1,), np.int32))
-  index = jax.ShapeDtypeStruct((devices, config.batch_size // devices), np.int32)
+  info, prepared = data.find_or_assume(config)
+  config = config.copy_and_resolve_references()
+  config.replicates = 1
+  run = experiment.build(config, info)
   image = jax.ShapeDtypeStruct((1, *info.image_shape), np.float32)
-  flops_step, moved_step = cost(jax.make_jaxpr(step)(state, frozen, images, index).jaxpr)
+  arguments = experiment.train_arguments(run)
+  flops_step, moved_step = cost(jax.make_jaxpr(run.train_step)(*arguments).jaxpr)
+  devices = len(run.target.devices)
   return {
-      'table': masks.table(shapes['params'], mask),
-      'flops_forward': cost(jax.make_jaxpr(network.apply)(shapes, image).jaxpr)[0],
+      'table': masks.table(run.shapes['params'], run.mask),
+      'flops_forward': cost(jax.make_jaxpr(run.network.apply)(run.shapes, image).jaxpr)[0],
       'flops_step': flops_step * devices // config.batch_size,
       'moved_step': moved_step * devices,
-      'state': _bytes(state),
-      'optimizer': _bytes(state.opt_state),
-      'frozen': _bytes(frozen),
-      'checkpoint': _bytes(state),
+      'state': _bytes(arguments[0]),
+      'optimizer': _bytes(arguments[0].opt_state),
+      'frozen': _bytes(arguments[1]),
+      'checkpoint': _bytes(arguments[0]),
       'image_shape': info.image_shape,
       'classes': info.classes,
       'prepared': prepared,
   }
-
-
-def find_or_assume(config: ml_collections.ConfigDict) -> tuple[data.Info, bool]:
-  """Looks up the data set; without one it is CIFAR-10's size, or ImageNet's for its networks.
-
-  Returns:
-    What there is to say of it, and whether it is prepared.
-  """
-  try:
-    return data.find(config), True
-  except config_lib.UserError:
-    large = config.network.startswith('imagenet')
-    shape = (224, 224, 3) if large else (32, 32, 3)
-    return data.Info(None, '', shape, shape, ('',) * (1000 if large else 10),
-                     1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test'), False
 
 
 def print_description(config: ml_collections.ConfigDict) -> None:

@@ -213,6 +213,12 @@ def total(rows: list[GroupRow]) -> int:
   return sum(row.parameters for row in rows)
 
 
+def as_json(rows: list[GroupRow]) -> list[dict[str, Any]]:
+  """Returns a table as JSON holds it, with each group's share of all parameters."""
+  return [{**row._asdict(), 'trains': row.trains, 'share': row.parameters / total(rows)}
+          for row in rows]
+
+
 def tensors_trained(mask: dict[str, Any]) -> dict[str, Any]:
   """Returns for each tensor whether any weight of it trains: the mask that optax.masked takes."""
   return jax.tree.map(lambda keep: bool(np.any(keep)), mask)

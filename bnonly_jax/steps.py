@@ -4,10 +4,7 @@ State and frozen parameters have no axis of devices; the batch has. The host say
 step takes, or brings them; the step crops, flips and normalises them itself.
 """
 
-import collections
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -15,17 +12,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 
 from bnonly_jax import masks
-from bnonly_jax.data import augment
-from bnonly_jax.data import Images
-
-AXIS = 'batch'
+from bnonly_jax.data import device
+from bnonly_jax.data.device import AXIS
 
 
 class State(NamedTuple):
@@ -56,59 +48,53 @@ def stack(starts: Sequence[tuple[State, Any]]) -> tuple[State, Any]:
   return state._replace(step=starts[0][0].step), frozen
 
 
-def store(frozen: Any, dtype: str) -> Any:
+def cast_kernels(frozen: Any, dtype: str) -> Any:
   """Returns the frozen half with the kernels of convolutions in the dtype they are used in."""
   return jax.tree.map(
       lambda leaf: leaf.astype(dtype) if not isinstance(leaf, masks.Chosen) and leaf.ndim > 3
       else leaf, frozen, is_leaf=lambda leaf: isinstance(leaf, masks.Chosen))
 
 
-def place(tree: Any, devices: int) -> Any:
-  """Puts a tree whole on the first `devices` devices, where the steps take it without a copy."""
-  mesh = Mesh(jax.local_devices()[:devices], (AXIS,))
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+class Target(NamedTuple):
+  """Where a step runs.
 
-
-def feed(batches: Iterable[Any], devices: int) -> Iterator[Any]:
-  """Yields batches spread over the first `devices` devices, the next already on its way there.
-
-  Args:
-    batches: trees of NumPy arrays [n, ...], n a multiple of the devices; plain numbers stay.
-    devices: how many.
+  Attributes:
+    devices: of all processes, in the order of their slices of a batch.
+    backend: cpu, gpu or tpu: for which the forms of computation are chosen.
+    precision: how exactly float32 numbers are multiplied, as config.matmul_precision.
   """
-  mesh = Mesh(jax.local_devices()[:devices], (AXIS,))
-  sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+  devices: tuple[jax.Device, ...]
+  backend: str
+  precision: str = 'default'
 
-  def send(x):
-    if not np.ndim(x):
-      return x
-    return jax.device_put(x.reshape(devices, -1, *x.shape[1:]), sharding)
+  @property
+  def local(self) -> tuple[jax.Device, ...]:
+    """The devices of this process."""
+    return tuple(d for d in self.devices if d.process_index == jax.process_index())
 
-  ahead = collections.deque()
-  for batch in batches:
-    ahead.append(jax.tree.map(send, batch))
-    if len(ahead) > 1:
-      yield ahead.popleft()
-  yield from ahead
+  @property
+  def loops_pay(self) -> bool:
+    """Whether a step is as fast within a loop on the device as it is alone.
 
-
-def loops_pay() -> bool:
-  """Whether a step is as fast within a loop on the device as it is alone.
-
-  XLA's backend for CPUs takes twice the time, and rounds otherwise.
-  """
-  return jax.default_backend() != 'cpu'
+    XLA's backend for CPUs takes twice the time, and rounds otherwise.
+    """
+    return self.backend != 'cpu'
 
 
-def _pmap(step: Callable[..., Any], donate: tuple[int, ...]) -> Callable[..., Any]:
+def _pmap(step: Callable[..., Any], target: Target, in_axes: tuple[int | None, ...],
+          donate: tuple[int, ...] = ()) -> Callable[..., Any]:
   """Spreads a step over the devices: the one place that does."""
-  return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None,
+  def precise(*arguments):
+    with jax.default_matmul_precision(target.precision):
+      return step(*arguments)
+
+  return jax.pmap(precise, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=target.devices,
                   donate_argnums=donate)
 
 
-def _over_replicates(function: Callable[..., Any]) -> Callable[..., Any]:
+def _over_replicates(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
   """Maps a function over the first axis of all that its arguments hold."""
-  if jax.default_backend() != 'cpu':
+  if backend != 'cpu':
     return jax.vmap(function)
 
   # Than one replicate after another, written out, XLA's backend for CPUs takes three times as long
@@ -122,13 +108,8 @@ def _over_replicates(function: Callable[..., Any]) -> Callable[..., Any]:
   return in_turn
 
 
-def _look_up(data, batch):
-  return batch if data is None else Images(data.images[batch], data.labels[batch])
-
-
 def train_step(network: nn.Module, tx: optax.GradientTransformation,
-               learning_rate: optax.Schedule, seed: int, pad: int, flip: bool,
-               normalise: Callable[[jax.Array], jax.Array],
+               learning_rate: optax.Schedule, preparation: device.Preparation, target: Target,
                replicates: int = 1) -> Callable[..., Any]:
   """Compiles the training step.
 
@@ -136,24 +117,49 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     network: maps images to logits and updates batch_stats.
     tx: the optimizer, masked.
     learning_rate: the schedule in tx, for the metrics.
-    seed: of the augmentation; of the first replicate's, from which the others count on.
-    pad: pixels of padding that the images have on each side.
-    flip: whether to mirror half of the images.
-    normalise: uint8 images to floating point.
+    preparation: of the images.
+    target: where it runs.
     replicates: how many train together, their states and frozen halves as `stack` joins them.
 
   Returns:
-    A function (state, frozen, data, batch) -> (state, metrics): data is Images and batch int32
-    [devices, n] says which of them, or data is None and batch is Images [devices, n]. Metrics are
-    float32 scalars loss, accuracy (of the batch as trained on), gradient_norm (of what trains) and
-    learning_rate; of several replicates their means. The state passed in is donated. With R > 1
-    replicates batch is int32 [devices, n, R]. A further last axis of K makes it K steps, and each
-    metric a vector [K].
+    A function (state, frozen, data, batch, seed) -> (state, metrics): data is Images, laid out by
+    `device.rows`, and batch int32 [devices, n] says which of them, or data is None and batch is
+    Images [devices, n]. The seed, an int32 scalar, is the augmentation's; that of the first
+    replicate, from which the others count on. Metrics are float32 scalars loss, accuracy (of the
+    batch as trained on), gradient_norm (of what trains) and learning_rate; of several replicates
+    their means. The state passed in is donated. With R > 1 replicates batch is int32
+    [devices, n, R]. A further last axis of K makes it K steps, and each metric a vector [K].
   """
+  step = _one_step(network, tx, learning_rate, preparation)
+
+  def together(state, frozen, data, batch, seed):
+    if replicates == 1:
+      return step(state, frozen, data, batch, seed)
+
+    def one(rest, frozen, batch, seed):
+      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed)
+      return new[1:], metrics
+
+    rest, metrics = _over_replicates(one, target.backend)(
+        state[1:], frozen, jnp.moveaxis(batch, -1, 0), seed + jnp.arange(replicates))
+    return State(state.step + 1, *rest), jax.tree.map(jnp.mean, metrics)
+
+  def call(state, frozen, data, batch, seed):
+    if data is None or batch.ndim == (1 if replicates == 1 else 2):
+      return together(state, frozen, data, batch, seed)
+    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch, seed), state,
+                        jnp.moveaxis(batch, -1, 0))
+
+  return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
+
+
+def _one_step(network, tx, learning_rate, preparation):
+  """A training step of one replicate, on one device of many."""
   def step(state, frozen, data, batch, seed):
-    images, labels = _look_up(data, batch)
+    images, labels = device.look_up(data, batch, preparation.image_shape)
     positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
-    images = normalise(augment.crop_and_flip(images, seed, state.step, positions, pad, flip))
+    images = device.normalise(device.crop_and_flip(
+        images, seed, state.step, positions, preparation.pad, preparation.flip), preparation)
 
     def loss_of(trainable):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
@@ -173,28 +179,10 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
                'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 
-  def together(state, frozen, data, batch):
-    if replicates == 1:
-      return step(state, frozen, data, batch, seed)
-
-    def one(rest, frozen, batch, seed):
-      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed)
-      return new[1:], metrics
-
-    rest, metrics = _over_replicates(one)(state[1:], frozen, jnp.moveaxis(batch, -1, 0),
-                                          seed + jnp.arange(replicates))
-    return State(state.step + 1, *rest), jax.tree.map(jnp.mean, metrics)
-
-  def call(state, frozen, data, batch):
-    if data is None or batch.ndim == (1 if replicates == 1 else 2):
-      return together(state, frozen, data, batch)
-    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch), state,
-                        jnp.moveaxis(batch, -1, 0))
-
-  return _pmap(call, donate=(0,))
+  return step
 
 
-def eval_step(network: nn.Module, normalise: Callable[[jax.Array], jax.Array],
+def eval_step(network: nn.Module, preparation: device.Preparation, target: Target,
               replicates: int = 1) -> Callable[..., Any]:
   """Compiles the evaluation step.
 
@@ -206,11 +194,11 @@ def eval_step(network: nn.Module, normalise: Callable[[jax.Array], jax.Array],
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
-    images, labels = _look_up(data, batch)
+    images, labels = device.look_up(data, batch, preparation.image_shape)
 
     def one(trainable, batch_stats, frozen):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': batch_stats}
-      logits = network.apply(variables, normalise(images))
+      logits = network.apply(variables, device.normalise(images, preparation))
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       correct = jnp.argmax(logits, -1) == labels
       sums = {'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight)}
@@ -219,15 +207,15 @@ def eval_step(network: nn.Module, normalise: Callable[[jax.Array], jax.Array],
         sums['correct_top5'] = jnp.sum(among_five * weight)
       return sums
 
-    sums = (one if replicates == 1 else _over_replicates(one))(
+    sums = (one if replicates == 1 else _over_replicates(one, target.backend))(
         state.trainable, state.batch_stats, frozen)
     return jax.lax.psum({**sums, 'count': jnp.sum(weight)}, AXIS)
 
-  return _pmap(step, donate=())
+  return _pmap(step, target, (None, None, None, 0))
 
 
-def firing_step(network: nn.Module,
-                normalise: Callable[[jax.Array], jax.Array]) -> Callable[..., Any]:
+def firing_step(network: nn.Module, preparation: device.Preparation,
+                target: Target) -> Callable[..., Any]:
   """Compiles the step that says which ReLUs fire, with the network as in evaluation.
 
   Returns:
@@ -238,10 +226,13 @@ def firing_step(network: nn.Module,
   def step(state, frozen, data, weighted):
     batch, weight = weighted
     variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
-    _, told = network.apply(variables, normalise(_look_up(data, batch).images),
+    images, _ = device.look_up(data, batch, preparation.image_shape)
+    _, told = network.apply(variables, device.normalise(images, preparation),
                             mutable=['intermediates'])
-    fired = jax.tree.map(lambda images: jnp.any(images & (weight != 0)[:, None], -2),
-                         told['intermediates'])
+    counts = weight[:, None] != 0
+    fired = jax.tree.map(  # those of a stack have a further first axis
+        lambda fires: jnp.any(fires & counts.reshape((1,) * (fires.ndim - 2) + counts.shape), -2),
+        told['intermediates'])
     return jax.tree.map(lambda any_here: jax.lax.psum(any_here.astype(jnp.int32), AXIS) > 0, fired)
 
-  return _pmap(step, donate=())
+  return _pmap(step, target, (None, None, None, 0))

@@ -1,13 +1,17 @@
 r"""The paper's ImageNet recipe: BatchNorm only, 90 epochs, warm-up over 5, drops at 30, 60 and 80.
 
-  python -m bnonly_jax.data.prepare --dataset=imagenet2012 --source=DIR   # once; or a folder:
+  python -m bnonly_jax.data.prepare --dataset=imagenet2012 --source=DIR   # once
   python -m bnonly_jax.main --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
+
+or, with plain files PATH/train/CLASS/*.JPEG and PATH/val/CLASS/*.JPEG and nothing to prepare:
+
   python -m bnonly_jax.main --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50 \
       --config.data.name=folder:PATH --config.data.test_split=val
 
-Images are decoded as training goes: random crops resized to 224x224; in evaluation the central
-224x224 of the image resized to 256. The paper reports 32 % top-5 accuracy for ResNet-200, BatchNorm
-only; nothing of that length has been run with this code.
+Images are decoded as training goes. Training takes random crops, resized to 224x224; evaluation
+takes the central 224x224 of the image, whose shorter side is resized to 256. The paper reports 32 %
+top-5 accuracy for ResNet-200; nothing of that length has been run with this code, and how long it
+takes is not known.
 """
 
 import ml_collections

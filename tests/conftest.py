@@ -3,8 +3,9 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                           + ' --xla_force_host_platform_device_count=4')
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''),
+    f'--xla_force_host_platform_device_count={os.environ.get("DEVICES", "4")}'])
 
 import functools
 import pathlib
@@ -17,83 +18,94 @@ from PIL import Image
 import pytest
 
 from bnonly_jax import data
-from bnonly_jax import masks
-from bnonly_jax import models
+from bnonly_jax import experiment
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import default_config
-from bnonly_jax.data import augment
 from bnonly_jax.data import batches
+from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.data import resident
+from bnonly_jax.experiment import Experiment
 from bnonly_jax.run import metrics
 
 BATCH = 64
+jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
 class Setup(NamedTuple):
-  """A tiny network with everything that a training step takes."""
-  network: Any
+  """A tiny network on pattern_images() with everything that a training step takes."""
+  experiment: Experiment
   variables: Any
   mask: Any
   state: steps.State
   frozen: Any
   train_set: data.Images
-  train_step: Any
-  eval_step: Any
 
-  def run(self, number, devices, state=None):
+  def place(self, state=None):
+    """Puts state, frozen half, training set and seed on the devices."""
+    state = self.state if state is None else state
+    return device.place((state, self.frozen, self.train_set, np.int32(0)),
+                        self.experiment.target.local)
+
+  def index(self, step):
+    """Returns which images a step takes, one row a device."""
+    index = batches.train_indices(0, step, len(self.train_set.labels), BATCH)
+    return index.reshape(len(self.experiment.target.devices), -1)
+
+  def run(self, number, state=None):
     """Trains, and returns state and frozen half off the device, and the metrics of each step."""
-    state, frozen, train_set = steps.place(
-        (self.state if state is None else state, self.frozen, self.train_set), devices)
+    state, frozen, train_set, seed = self.place(state)
     history = []
     for step in range(int(state.step), int(state.step) + number):
-      index = batches.train_indices(0, step, len(self.train_set.labels), BATCH)
-      state, metrics = self.train_step(state, frozen, train_set, index.reshape(devices, -1))
+      state, metrics = self.experiment.train_step(state, frozen, train_set, self.index(step), seed)
       history.append(jax.device_get(metrics))
     return jax.device_get(state), jax.device_get(frozen), history
 
 
-def pad_images(images: np.ndarray, pad: int) -> np.ndarray:
-  """Puts `pad` black pixels on every side of images [N, H, W, C], as a resident set has them."""
-  return np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
-
 @functools.cache
 def pattern_images() -> data.Images:
-  """256 images of random patterns, 8x8 grey and padded by one pixel; the label is the pattern's."""
+  """256 images of random patterns, 8x8 grey, as they lie on a device, labelled by the pattern."""
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 10, 256).astype(np.int32)
   patterns, noise = rng.integers(0, 200, (10, 8, 8, 1)), rng.integers(0, 56, (256, 8, 8, 1))
-  return data.Images(pad_images(np.uint8(patterns[labels] + noise), 1), labels)
+  return data.Images(device.rows(np.uint8(patterns[labels] + noise)), labels)
+
+
+PATTERNS = data.Info(None, '', (8, 8, 1), (8, 8, 1), tuple('0123456789'), 256, 256, 'test')
+
+
+def pattern_config(selection: str = 'batchnorm', **fields: Any) -> Any:
+  """Returns the config of the ResNet-8 setup, with other fields by dotted name."""
+  config = default_config()
+  config.update(network='cifar_resnet8', train=selection, batch_size=BATCH, epochs=25)
+  config.data.update(pad=1, mean=(0.5,), std=(0.25,))
+  config.update_from_flattened_dict(fields)
+  return config
 
 
 @functools.cache
-def make_setup(selection: str = 'batchnorm', sync: bool = False, chosen: int = 0,
-               double: bool = False, **optimizer_fields: float) -> Setup:
+def make_setup(selection: str = 'batchnorm', devices: int = 1, chosen: int = 0,
+               double: bool = False, backend: str = '', **fields: Any) -> Setup:
   """Builds the ResNet-8 setup; `chosen` > 0 trains besides that many weights of the stem."""
-  config = default_config().optimizer
-  config.update(optimizer_fields)
-  network = models.create('cifar_resnet8', 10, sync_axis=steps.AXIS if sync else None)
-  variables = models.initialise(network, (8, 8, 1), 0)
-  variables = jax.tree.map(np.float64, variables) if double else variables
-  mask = masks.make_mask(selection, variables['params'])
+  config = pattern_config(selection, **fields)
+  run = experiment.build(config, PATTERNS, jax.devices()[:devices], backend)
+  variables, mask = experiment.draw_variables(run, config.seed), run.mask
+  if double:
+    variables = jax.tree.map(np.float64, variables)
+    run = run._replace(preparation=run.preparation._replace(dtype='float64'))
   if chosen:
     stem = np.zeros(variables['params']['stem_conv']['kernel'].shape, bool)
     stem.reshape(-1)[np.arange(chosen) * 3 + 1] = True
-    mask['stem_conv']['kernel'] = stem
-  rate = optimizer.schedule(config, 128, 100, 10)
-  tx = optimizer.create(config, rate, mask)
+    mask = {**mask, 'stem_conv': {'kernel': stem}}
+    run = run._replace(tx=optimizer.create(config.optimizer, run.learning_rate, mask))
+  if double or chosen:
+    run = run._replace(train_step=steps.train_step(
+        run.network, run.tx, run.learning_rate, run.preparation, run.target))
   # On the host: what is on a device is gone after a step, which takes it over.
-  state, frozen = jax.device_get(steps.create_state(variables, mask, tx))
-  normalise = augment.normaliser((0.5,), (0.25,))
-  if double:
-    single = normalise
-    normalise = lambda images: single(images).astype(np.float64)
-  return Setup(network, variables, mask, state, frozen, pattern_images(),
-               steps.train_step(network, tx, rate, 0, 1, True, normalise),
-               steps.eval_step(network, normalise))
+  state, frozen = jax.device_get(steps.create_state(variables, mask, run.tx))
+  return Setup(run, variables, mask, state, frozen, pattern_images())
 
 
 def data_config(name: str, data_dir: Any = '', **fields: Any) -> Any:
@@ -117,8 +129,8 @@ def write_folder(root: pathlib.Path, one_size: bool = False) -> None:
 
 def load(config: Any) -> tuple[data.Images, data.Images]:
   """Returns training and test set as they are kept on the device."""
-  feed = resident.open_feed(config, data.find(config))
-  return feed.train_set, feed.test_set
+  source = resident.open_source(config, data.find(config))
+  return source.train_set, source.test_set
 
 
 class Killed(BaseException):

@@ -12,8 +12,8 @@ from test_train import last_state
 from test_train import tiny_config
 
 from bnonly_jax import analysis
+from bnonly_jax import experiment
 from bnonly_jax import masks
-from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
@@ -78,8 +78,8 @@ def test_lines_hold_the_means_and_evaluations_what_they_are_of(runs):
 
 
 def test_as_on_an_accelerator_and_killed(runs, data_dir, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(steps, 'loops_pay', lambda: True)
-  monkeypatch.setattr(steps, '_over_replicates', jax.vmap)
+  build = functools.partial(experiment.build, backend='gpu')
+  monkeypatch.setattr(train.experiment, 'build', build)
   config = tiny_config(data_dir, seed=3, replicates=2, steps_per_call=3, log_every=5,
                        checkpoint_every_steps=4, **FIELDS)
   train_and_die(config, tmp_path, 5)  # after calls of three steps and of one
@@ -92,15 +92,15 @@ def test_as_on_an_accelerator_and_killed(runs, data_dir, tmp_path, monkeypatch, 
 
 
 def test_one_that_diverges_stops_all_and_is_seen(data_dir, tmp_path, monkeypatch):
-  real = train.draw_variables
+  real = experiment.draw_variables
 
-  def draw(config, planned, replicate=0):
-    variables = real(config, planned, replicate)
-    if replicate == 1:
+  def draw(run, seed):
+    variables = real(run, seed)
+    if seed == 1:
       variables['params']['output']['bias'][:] = np.nan
     return variables
 
-  monkeypatch.setattr(train, 'draw_variables', draw)
+  monkeypatch.setattr(experiment, 'draw_variables', draw)
   result = train.train_and_evaluate(tiny_config(data_dir, replicates=2, epochs=1), tmp_path)
   assert result['diverged_step'] == 1
   (line,) = metrics.read(tmp_path)

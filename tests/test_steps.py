@@ -1,4 +1,10 @@
+import itertools
+import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import conftest
 import jax
@@ -7,29 +13,28 @@ import optax
 import pytest
 
 from bnonly_jax import data
+from bnonly_jax import experiment
 from bnonly_jax import masks
-from bnonly_jax import models
 from bnonly_jax import optimizer
-from bnonly_jax import steps
 from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
 from bnonly_jax.data import batches
+from bnonly_jax.data import device
 
 SELECTIONS = ('batchnorm', 'all', 'nothing', 'output')
 
 
-def compiled(setup, devices=1):
-  state, frozen, train_set = steps.place((setup.state, setup.frozen, setup.train_set), devices)
-  index = np.zeros((devices, conftest.BATCH // devices), np.int32)
-  return setup.train_step.lower(state, frozen, train_set, index).compile()
+def compiled(setup):
+  return setup.experiment.train_step.lower(*experiment.train_arguments(setup.experiment)).compile()
 
 
 @pytest.mark.parametrize('selection, chosen', [
     *((s, 0) for s in SELECTIONS), ('gamma', 10), ('batchnorm+random:1', 0)])
 def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen):
-  setup = conftest.make_setup(selection, chosen=chosen)
-  state, frozen, history = setup.run(5, devices=2)
+  setup = conftest.make_setup(selection, 2, chosen=chosen)
+  state, frozen, history = setup.run(5)
   # Drawn anew: the arrays that were put on the devices may share their memory.
-  start = masks.flatten(models.initialise(setup.network, (8, 8, 1), 0)['params'])
+  start = masks.flatten(experiment.draw_variables(setup.experiment, 0)['params'])
   mask = masks.flatten(setup.mask)
   after = masks.flatten(jax.device_get(masks.merge(state.trainable, frozen)))
   assert after.keys() == start.keys() == mask.keys()
@@ -43,8 +48,8 @@ def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen):
 
 @pytest.mark.parametrize('selection', SELECTIONS)
 def test_running_statistics_move_whatever_trains(selection):
-  setup = conftest.make_setup(selection)
-  state, _, _ = setup.run(2, devices=2)
+  setup = conftest.make_setup(selection, 2)
+  state, _, _ = setup.run(2)
   for name, value in masks.flatten(state.batch_stats).items():
     assert np.all(value != masks.flatten(setup.variables['batch_stats'])[name]), name
 
@@ -87,8 +92,9 @@ def test_the_batchnorm_only_step_has_no_gradient_of_a_weight():
 
 @pytest.mark.parametrize('selection', ['batchnorm', 'all'])
 def test_the_all_reduce_carries_what_trains_and_the_statistics_only(selection):
-  setup = conftest.make_setup(selection)
-  text = compiled(setup, devices=2).as_text()
+  # Groups of a device's share: no norm's own sums are all-reduced.
+  setup = conftest.make_setup(selection, 2, batchnorm_images=32)
+  text = compiled(setup).as_text()
   carried = 0
   for shapes in re.findall(r'= (.*?) all-reduce(?:-start)?\(', text):
     for dims in re.findall(r'f32\[([\d,]*)\]', shapes):
@@ -104,7 +110,7 @@ def test_the_all_reduce_carries_what_trains_and_the_statistics_only(selection):
 
 def test_the_gradient_norm_is_that_of_what_trains():
   # After one step without decay the momentum is the gradient.
-  norms = {selection: conftest.make_setup(selection, weight_decay=0.0).run(1, devices=1)
+  norms = {selection: conftest.make_setup(selection, **{'optimizer.weight_decay': 0.0}).run(1)
            for selection in ('all', 'batchnorm')}
   state, _, (metrics,) = norms['all']
   groups = masks.group_names(state.trainable)
@@ -116,28 +122,100 @@ def test_the_gradient_norm_is_that_of_what_trains():
   np.testing.assert_allclose(of_batchnorm, np.sqrt(batchnorm), rtol=1e-4)
 
 
-@pytest.mark.parametrize('double, rate', [(True, 0.1), (False, 0.001)])
-def test_with_common_statistics_devices_do_not_change_the_losses(double, rate):
-  # In float32 and at the recipe's rate, a rounding error that flips one ReLU grows tenfold every
-  # few steps, on one device as on many: only float64 can compare the arithmetic at that rate.
-  setup = conftest.make_setup('batchnorm', sync=True, double=double, learning_rate=rate)
-  with jax.enable_x64(double):
-    one, two, four = ([m['loss'] for m in setup.run(20, devices)[2]] for devices in (1, 2, 4))
-  for many in (two, four):
-    np.testing.assert_allclose(many, one, rtol=1e-11 if double else 1e-5)
+# In float64, for in float32 and at the recipe's rate a rounding error that flips one ReLU grows
+# tenfold every few steps, on one device as on many.
+@pytest.mark.parametrize('images, devices', [(0, (2, 4)), (32, (2, 4)), (8, (4,))])
+def test_the_number_of_devices_changes_rounding_only(images, devices):
+  with jax.enable_x64(True):
+    one, *others = (
+        conftest.make_setup('batchnorm', n, double=True, batchnorm_images=images).run(20)
+        for n in (1, *devices))
+  for state, _, history in others:
+    for name in history[0]:
+      np.testing.assert_allclose([m[name] for m in history], [m[name] for m in one[2]],
+                                 rtol=1e-11, err_msg=name)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(one[0]), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_statistics_of_each_devices_share_do_change_the_losses():
-  setup = conftest.make_setup('batchnorm')
-  one, two = (setup.run(2, devices)[2] for devices in (1, 2))
-  assert abs(one[0]['loss'] - two[0]['loss']) > 1e-5
+EIGHT_DEVICES = """
+import conftest, json, jax, sys
+with jax.enable_x64(True):
+  for images in (0, 32, 4):
+    losses = [[float(m['loss']) for m in conftest.make_setup(
+        'batchnorm', n, double=True, batchnorm_images=images).run(20)[2]] for n in (1, 8)]
+    print(json.dumps(losses))
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_change_rounding_only():
+  done = subprocess.run(
+      [sys.executable, '-c', EIGHT_DEVICES], cwd=pathlib.Path(__file__).parent, text=True,
+      env={**os.environ, 'XLA_FLAGS': '', 'DEVICES': '8'}, check=True, capture_output=True)
+  lines = [json.loads(line) for line in done.stdout.splitlines()]
+  assert len(lines) == 3
+  for one, eight in lines:
+    np.testing.assert_allclose(eight, one, rtol=1e-11)
+
+
+def test_over_how_many_images_a_norm_takes_its_statistics_counts():
+  losses = [conftest.make_setup('batchnorm', batchnorm_images=images).run(2)[2][0]['loss']
+            for images in (0, 32, 8)]
+  assert min(abs(a - b) for a, b in itertools.combinations(losses, 2)) > 1e-5
+
+
+@pytest.mark.parametrize('images, devices, nearest', [
+    (100, 1, '64'), (48, 1, '32 and 64'), (24, 4, '16 and 32'), (3, 2, '2 and 4')])
+def test_groups_that_cannot_be_cut_are_refused_with_the_nearest(images, devices, nearest):
+  config = conftest.pattern_config(batchnorm_images=images)
+  with pytest.raises(UserError, match=f'batchnorm_images is {images}, .* nearest being {nearest};'):
+    experiment.build(config, conftest.PATTERNS, jax.devices()[:devices])
+
+
+@pytest.mark.parametrize('selection', ['batchnorm', 'random:1'])
+def test_seeds_share_one_program(selection):
+  runs = [experiment.build(conftest.pattern_config(selection, seed=seed), conftest.PATTERNS)
+          for seed in (0, 1)]
+  assert runs[0].train_step is runs[1].train_step and runs[0].config.seed != runs[1].config.seed
+  experiment._build.cache_clear()  # built anew, as in another process
+  again = experiment.build(conftest.pattern_config(selection, seed=1), conftest.PATTERNS)
+  assert again.train_step is not runs[0].train_step
+  texts = []
+  for run in (runs[0], again):
+    state, frozen = experiment.start(run)
+    arguments = (*experiment.place(run, state, frozen)[:2], *experiment.train_arguments(run)[2:])
+    texts.append(run.train_step.lower(*arguments).as_text())
+  assert texts[0] == texts[1]
+
+
+def test_the_forms_for_accelerators_train_as_those_for_the_cpu():
+  with jax.enable_x64(True):
+    here, there = (conftest.make_setup('all', 2, double=True, backend=backend).run(5)
+                   for backend in ('cpu', 'tpu'))
+  for a, b in zip(here[2], there[2], strict=True):
+    np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-9)
+  for a, b in zip(jax.tree.leaves(here[0]), jax.tree.leaves(there[0]), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize('precision', ['default', 'highest'])
+def test_every_product_is_as_exact_as_the_config_says(precision):
+  run = experiment.build(conftest.pattern_config('all', matmul_precision=precision,
+                                                 network='cifar_resnet14'), conftest.PATTERNS)
+  text = run.train_step.lower(*experiment.train_arguments(run)).as_text()
+  products = [line for line in text.splitlines()
+              if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line]
+  assert len(products) > 20
+  assert all((precision.upper() in line) == (precision == 'highest') or precision == 'default'
+             and 'HIGH' not in line for line in products)
 
 
 def test_equal_seeds_give_equal_bits_and_so_does_a_stop_between():
-  setup = conftest.make_setup('batchnorm')
-  straight, _, history = setup.run(6, devices=2)
-  half, _, first = setup.run(3, devices=2)
-  rest, _, second = setup.run(3, devices=2, state=half)
+  setup = conftest.make_setup('batchnorm', 2)
+  straight, _, history = setup.run(6)
+  half, _, first = setup.run(3)
+  rest, _, second = setup.run(3, state=half)
   assert first + second == history
   for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(straight), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -145,13 +223,13 @@ def test_equal_seeds_give_equal_bits_and_so_does_a_stop_between():
 
 def test_steps_of_one_call_are_those_of_calls_of_their_own():
   # In float64: what a loop rounds otherwise, training amplifies.
-  setup = conftest.make_setup('batchnorm', sync=True, double=True, learning_rate=0.1)
+  setup = conftest.make_setup('batchnorm', 2, double=True)
   with jax.enable_x64(True):
-    start, _, _ = setup.run(1, devices=2)
-    expected, _, history = setup.run(4, devices=2, state=start)
-    placed = steps.place((start, setup.frozen, setup.train_set), 2)
-    index = [batches.train_indices(0, step, 256, conftest.BATCH) for step in range(1, 5)]
-    state, metrics = setup.train_step(*placed, np.stack(index, -1).reshape(2, -1, 4))
+    start, _, _ = setup.run(1)
+    expected, _, history = setup.run(4, state=start)
+    state, frozen, train_set, seed = setup.place(start)
+    index = np.stack([setup.index(step) for step in range(1, 5)], -1)
+    state, metrics = setup.experiment.train_step(state, frozen, train_set, index, seed)
   for name in metrics:
     np.testing.assert_allclose(metrics[name], [m[name] for m in history], rtol=1e-11)
   for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
@@ -160,16 +238,18 @@ def test_steps_of_one_call_are_those_of_calls_of_their_own():
 
 @pytest.mark.parametrize('devices, batch_size', [(1, 8), (1, 37), (2, 32), (4, 100)])
 def test_evaluation_counts_every_image_once(devices, batch_size):
-  setup = conftest.make_setup('batchnorm')
-  padded = setup.train_set
-  test_set = data.Images(padded.images[:37, 1:-1, 1:-1], padded.labels[:37])
-  state, frozen, placed = steps.place((setup.state, setup.frozen, test_set), devices)
+  setup = conftest.make_setup('batchnorm', devices)
+  test_set = data.Images(*(a[:37] for a in setup.train_set))
+  state, frozen, _, _ = setup.place()
+  placed = device.place(test_set, setup.experiment.target.local)
   total = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
+  eval_step = setup.experiment.eval_step
   for batch in batches.eval_indices(37, batch_size):
-    sums = setup.eval_step(state, frozen, placed, [x.reshape(devices, -1) for x in batch])
+    sums = eval_step(state, frozen, placed, [x.reshape(devices, -1) for x in batch])
     total = {k: total[k] + float(sums[k]) for k in total}
-  images = (test_set.images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
-  logits = setup.network.apply(setup.variables, images)
+  images = test_set.images[:, :64].reshape(-1, 8, 8, 1)
+  images = (images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+  logits = setup.experiment.network.apply(setup.variables, images)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, test_set.labels)
   assert total['count'] == 37
   assert total['correct'] == np.sum(np.argmax(logits, -1) == test_set.labels)

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -10,9 +11,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
 
+from bnonly_jax import experiment
 from bnonly_jax import masks
-from bnonly_jax import optimizer
-from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
@@ -139,9 +139,8 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path,
 
 def test_the_frozen_half_on_disk_is_the_start(run, data_dir):
   workdir, _ = run
-  planned = train.plan(tiny_config(data_dir))
-  variables = train.draw_variables(tiny_config(data_dir), planned)
-  start = masks.flatten(masks.partition(variables['params'], planned.mask)[1])
+  _, frozen = experiment.start(experiment.build(tiny_config(data_dir)))
+  start = masks.flatten(frozen)
   kept = masks.flatten(ocp.load(workdir / 'frozen'))
   assert sum(value is not None for value in start.values()) == 11
   for name, value in start.items():
@@ -221,13 +220,58 @@ def test_a_config_json_of_others_is_refused(data_dir, tmp_path, content):
   assert (tmp_path / 'config.json').read_text() == content
 
 
-def test_a_run_goes_on_where_its_data_moved_but_not_on_other_devices(run, data_dir):
+def test_a_run_goes_on_where_its_data_moved(run, data_dir):
   workdir, result = run
   elsewhere = data_dir / '..' / data_dir.name
   assert train.train_and_evaluate(tiny_config(elsewhere, checkpoint_keep=7), workdir) == result
-  with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match='devices = 4 there'):
-    patch.setattr(jax, 'device_count', lambda: 2)
-    train.train_and_evaluate(tiny_config(data_dir), workdir)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(data_dir, tmp_path, monkeypatch):
+  config = tiny_config(data_dir, epochs=1, batchnorm_images=32, **{'optimizer.learning_rate': 1e-3})
+  config.optimizer.drops = ()
+  straight = train.train_and_evaluate(config, tmp_path / 'straight')
+  devices = jax.devices()
+  train_and_die(tiny_config_of(config, checkpoint_every_steps=2), tmp_path / 'moved', 4)
+  monkeypatch.setattr(jax, 'devices', lambda *_: devices[:2])
+  moved = train.train_and_evaluate(config, tmp_path / 'moved')
+  assert (straight['devices'], moved['devices']) == (4, 2)
+  assert moved['test_loss'] == pytest.approx(straight['test_loss'], rel=1e-4)
+
+
+def tiny_config_of(config, **fields):
+  config = config.copy_and_resolve_references()
+  config.update(fields)
+  return config
+
+
+def test_a_workdir_from_before_batchnorm_images_goes_on(run, data_dir, tmp_path):
+  workdir, result = run
+  shutil.copytree(workdir, tmp_path / 'old')
+  facts = json.loads((workdir / 'config.json').read_text())
+  del facts['batchnorm_images'], facts['matmul_precision']
+  for sync, devices, images in ((True, 'any', 0), (False, 1, 0), (False, 4, 64)):
+    workdir_lib.write_json(tmp_path / 'old/config.json',
+                           {**facts, 'sync_batchnorm': sync, 'devices': devices})
+    config = tiny_config(data_dir, batchnorm_images=images)
+    assert train.train_and_evaluate(config, tmp_path / 'old') == result
+  with pytest.raises(UserError, match='batchnorm_images = 64 there and 0 here'):
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path / 'old')
+
+
+def test_the_loop_moves_nothing_between_host_and_device_unasked(data_dir, tmp_path):
+  config = tiny_config(data_dir, checkpoint_every_steps=3)
+  with jax.transfer_guard('disallow'):
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+      jax.jit(lambda x: x + 1)(np.ones(3))
+    guarded = train._loop
+
+  def loop(*arguments):
+    with jax.transfer_guard('disallow'):
+      return guarded(*arguments)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, '_loop', loop)
+    train.train_and_evaluate(config, tmp_path)
 
 
 def test_a_workdir_in_use_is_refused(data_dir, tmp_path):
@@ -253,18 +297,12 @@ def test_a_diverged_run_stops_and_says_so(data_dir, tmp_path, capsys):
   assert all(line.get('train_loss', 0.0) is not None for line in lines)
   kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert kept and kept[-1] < step
-  state, _, _ = checkpoint.restore(tmp_path, train_state(config))
+  state, _, _ = checkpoint.restore(tmp_path, experiment.build(config).state)
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
   printed = capsys.readouterr().out
   assert f'diverged: step {step} of 15 has a loss, or left a state, that is not finite' in printed
   # The same command again shows it, and leaves all as it is.
   assert train.train_and_evaluate(config, tmp_path) == result
-
-
-def train_state(config):
-  planned = train.plan(config)
-  tx = optimizer.create(config.optimizer, lambda step: 0.1, planned.mask)
-  return steps.create_state(train.draw_variables(config, planned), planned.mask, tx)[0]
 
 
 def test_more_epochs_go_on_from_the_end_and_keep_the_shorter_result(data_dir, tmp_path):
@@ -313,7 +351,8 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
     np.testing.assert_array_equal(a, b)
 
   calls, real = [], metrics.TrainLog.add
-  monkeypatch.setattr(steps, 'loops_pay', lambda: True)
+  build = functools.partial(experiment.build, backend='gpu')
+  monkeypatch.setattr(train.experiment, 'build', build)
   with monkeypatch.context() as patch:
     patch.setattr(metrics.TrainLog, 'add', lambda log, step, values: (
         calls.append((step, np.size(values['loss']))), real(log, step, values)))
@@ -364,10 +403,9 @@ def test_bfloat16_learns_as_float32_does(data_dir, tmp_path):
                        network='cifar_resnet8x2')
   result = train.train_and_evaluate(config, tmp_path)
   assert result['test_accuracy'] > 0.4 > 0.2 > result['untrained_test_accuracy']
-  planned = train.plan(config)
-  variables = train.draw_variables(config, planned)
-  _, frozen = masks.partition(variables['params'], planned.mask)
-  stored = masks.flatten(steps.store(frozen, 'bfloat16'))
+  run = experiment.build(config)
+  _, frozen, _ = experiment.place(run, *experiment.start(run))
+  stored = masks.flatten(frozen)
   assert stored['stem_conv/kernel'].dtype == 'bfloat16'
   assert stored['output/kernel'].dtype == np.float32
   for leaf in last_state(tmp_path):

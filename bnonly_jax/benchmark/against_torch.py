@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from bnonly_jax import describe
-from bnonly_jax import train
+from bnonly_jax import data
+from bnonly_jax import experiment
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.models.cifar_resnet import CifarResNet
@@ -44,12 +44,13 @@ def sizes(network: nn.Module) -> tuple[str, list[Any]]:
 def precision(config: ml_collections.ConfigDict) -> str:
   """Returns how both sides multiply: bfloat16, tf32 or float32.
 
-  XLA rounds float32 factors to TF32 on NVIDIA GPUs that can, unless JAX is told to be more precise.
+  XLA rounds float32 factors to TF32 on NVIDIA GPUs that can, unless config.matmul_precision says
+  highest.
   """
   if config.compute_dtype == 'bfloat16':
     return 'bfloat16'
   device = jax.devices()[0]
-  exact = jax.config.jax_default_matmul_precision in ('float32', 'highest')
+  exact = config.matmul_precision == 'highest'
   generation = getattr(device, 'compute_capability', '').partition('.')[0]  # AMD's: gfx942
   tf32 = generation.isdigit() and int(generation) >= 8 and not exact
   return 'tf32' if tf32 else 'float32'
@@ -74,11 +75,11 @@ def specification(config: ml_collections.ConfigDict) -> dict[str, Any]:
     raise UserError(f'JAX has {devices} {platform} device(s); --against=torch compares one CPU or'
                     ' one GPU. Set CUDA_VISIBLE_DEVICES=0 (and leave XLA_FLAGS without simulated'
                     ' devices), or JAX_PLATFORMS=cpu.')
-  planned = train.plan(config, describe.find_or_assume(config)[0])
-  name, arguments = sizes(planned.network)
-  channels = planned.info.image_shape[-1]
-  return {'network': name, 'arguments': [*arguments, channels, planned.info.classes],
-          'image_shape': planned.info.image_shape, 'batch_size': config.batch_size,
+  run = experiment.build(config, data.find_or_assume(config)[0])
+  name, arguments = sizes(run.network)
+  channels = run.info.image_shape[-1]
+  return {'network': name, 'arguments': [*arguments, channels, run.info.classes],
+          'image_shape': run.info.image_shape, 'batch_size': config.batch_size,
           'mean': config.data.mean, 'std': config.data.std, 'train': config.train,
           'device': 'cuda' if platform == 'gpu' else 'cpu', 'precision': precision(config),
           'optimizer': {'lr': config.optimizer.learning_rate,

@@ -17,11 +17,9 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import data
-from bnonly_jax import describe
-from bnonly_jax import optimizer
-from bnonly_jax import steps
-from bnonly_jax import train
-from bnonly_jax.data import augment
+from bnonly_jax import experiment
+from bnonly_jax.data import device
+from bnonly_jax.experiment import Experiment
 
 REPEATS = 7
 
@@ -84,56 +82,49 @@ def child(call: Callable[[ml_collections.ConfigDict], Any], config: ml_collectio
   return seconds, json.loads(line)
 
 
-def steps_a_call(config: ml_collections.ConfigDict) -> int:
-  """Returns how many training steps a run of this config makes in one call on these devices."""
-  return config.steps_per_call if steps.loops_pay() else 1
+def built(config: ml_collections.ConfigDict) -> Experiment:
+  """Builds an experiment, with or without its data set."""
+  return experiment.build(config, data.find_or_assume(config)[0])
 
 
 def training_step(config: ml_collections.ConfigDict
-                  ) -> tuple[Callable[[], jax.stages.Lowered], Callable[[], None]]:
+                  ) -> tuple[Callable[[], jax.stages.Lowered], Callable[[], None], int]:
   """Builds the training step for all devices, on random images, so that no data set is needed.
 
   Returns:
-    A function that lowers it for the compiler, and one that makes `steps_a_call(config)` steps in
-    one call, compiling it first.
+    A function that lowers it for the compiler; one that makes as many steps in one call as a run
+    does, compiling them first; and how many those are.
   """
-  planned = train.plan(config, describe.find_or_assume(config)[0])
-  rate = optimizer.schedule(config.optimizer, config.batch_size, 100, 10)
-  tx = optimizer.create(config.optimizer, rate, planned.mask)
-  devices = jax.local_device_count()
-  state, frozen = steps.stack([
-      steps.create_state(train.draw_variables(config, planned), planned.mask, tx)
-  ] * config.replicates)
-  state, frozen = steps.place((state, steps.store(frozen, config.compute_dtype)), devices)
-  step = steps.train_step(planned.network, tx, rate, 0, 0, False,
-                          augment.normaliser(config.data.mean, config.data.std,
-                                             config.compute_dtype), config.replicates)
-  images = np.random.default_rng(0).integers(
-      0, 256, (config.batch_size, *planned.info.image_shape), np.uint8)
-  whole, batch = None, data.Images(images, np.zeros(config.batch_size, np.int32))
-  together = [n for n in (config.replicates, steps_a_call(config)) if n > 1]
-  if together:  # these choose from one data set
-    whole, batch = steps.place(batch, devices), np.arange(config.batch_size, dtype=np.int32)
-    for number in together:
-      batch = np.stack([batch] * number, -1)
-  batch = next(steps.feed([batch], devices))
+  run = built(config)
+  shapes = experiment.train_arguments(run, run.steps_a_call)
+  state, frozen, seed = experiment.place(run, *experiment.start(run))
+  random = np.random.default_rng(0)
+  draw = lambda leaf: random.integers(0, 256 if leaf.dtype == np.uint8 else 10, leaf.shape,
+                                      leaf.dtype)
+  whole, batch = jax.tree.map(draw, shapes[2:4])
+  local = run.target.local
+  whole = device.place(whole, local)
+  batch = next(device.send_ahead([jax.tree.map(
+      lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)], local))
 
-  def run():
+  def call():
     nonlocal state
-    state, _ = jax.block_until_ready(step(state, frozen, whole, batch))
+    state, _ = jax.block_until_ready(run.train_step(state, frozen, whole, batch, seed))
 
-  return lambda: step.lower(state, frozen, whole, batch), run
+  return lambda: run.train_step.lower(*shapes), call, run.steps_a_call
 
 
 def step_seconds(config: ml_collections.ConfigDict) -> float:
   """Returns the median time of a training step."""
-  return median_seconds(training_step(config)[1]) / steps_a_call(config)
+  _, call, number = training_step(config)
+  return median_seconds(call) / number
 
 
 def all_reduced_bytes(config: ml_collections.ConfigDict) -> int:
   """Returns how many bytes each device puts into the all-reduces of the compiled step."""
-  lower, _ = training_step(config)
-  return all_reduced_bytes_of(lower().compile().as_text())
+  run = built(config)
+  lowered = run.train_step.lower(*experiment.train_arguments(run))
+  return all_reduced_bytes_of(lowered.compile().as_text())
 
 
 def all_reduced_bytes_of(program: str) -> int:

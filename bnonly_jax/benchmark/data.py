@@ -12,12 +12,12 @@ import ml_collections
 import numpy as np
 
 from bnonly_jax import data
-from bnonly_jax import steps
-from bnonly_jax import train
+from bnonly_jax import experiment
 from bnonly_jax.benchmark import common
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
-from bnonly_jax.data import augment
+from bnonly_jax.data import device
+from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
 from bnonly_jax.run import metrics
 
@@ -47,9 +47,10 @@ def write_imagenet_like(folder: pathlib.Path, number: int = 64) -> int:
 
 def time_to_first_batch(config: ml_collections.ConfigDict) -> None:
   """Imports everything, opens the data set, takes one batch: what a run does before it trains."""
-  feed = train.open_feed(config, data.find(config))
-  batch = next(steps.feed(feed.train_batches(0), 1))
-  jax.block_until_ready((steps.place(feed.train_set, 1), batch))
+  run = experiment.build(config)
+  source, local = experiment.open_source(run), run.target.local
+  batch = next(device.send_ahead(source.train_batches(0), local))
+  jax.block_until_ready((device.place(source.train_set, local), batch))
 
 
 def data_rates(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -65,21 +66,21 @@ def data_rates(config: ml_collections.ConfigDict) -> dict[str, Any]:
   number = -(-256 // config.batch_size)
   seconds = common.median_seconds(lambda: [source[step] for step in range(number)])
   row = {'images': info.train_images, 'shape': info.image_shape,
-         'resident': data.is_resident(config, info),
+         'resident': resident.is_resident(config, info),
          'streamed_per_second': number * config.batch_size / seconds}
   if row['resident']:
-    feed = train.open_feed(config, info)
-    normalise = augment.normaliser(config.data.mean, config.data.std)
+    run = experiment.build(config)
+    source, preparation = experiment.open_source(run), run.preparation
 
     @jax.jit
-    def crop(images, index, step):
-      return normalise(augment.crop_and_flip(images[index], 0, step, jnp.arange(len(index)),
-                                             config.data.pad, config.data.flip))
+    def crop(whole, index, step):
+      images, _ = device.look_up(whole, index, info.image_shape)
+      return device.normalise(device.crop_and_flip(
+          images, 0, step, jnp.arange(len(index)), preparation.pad, preparation.flip), preparation)
 
-    images = jax.device_put(feed.train_set.images)
-    index = jax.device_put(next(feed.train_batches(0))[0])
+    whole, index = jax.device_put((source.train_set, next(source.train_batches(0))[0]))
     seconds = common.median_seconds(
-        lambda: [crop(images, index, np.int32(i)).block_until_ready() for i in range(10)]) / 10
+        lambda: [crop(whole, index, np.int32(i)).block_until_ready() for i in range(10)]) / 10
     row['batch_milliseconds'] = 1e3 * seconds
   return row
 

@@ -18,9 +18,9 @@ from bnonly_jax.run import metrics
 
 def first_step(config: ml_collections.ConfigDict) -> float:
   """Returns the seconds that the first step takes: tracing, compiling, running."""
-  _, run = common.training_step(config)
+  _, call, _ = common.training_step(config)
   start = time.perf_counter()
-  run()
+  call()
   return time.perf_counter() - start
 
 
@@ -72,15 +72,14 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
     for selection in selections:
       config = ml_collections.ConfigDict(config.to_dict())
       config.train = selection
-      lower, built[selection] = common.training_step(config)
+      lower, built[selection], together = common.training_step(config)
       result[selection] = costs(config, lower())
     if torch:
       errors = against_torch.wait_for_all(peers, compile_limit)
       seconds, number = _steps_in_turn(built[config.train], peers)
-      seconds[0] /= common.steps_a_call(config)
+      seconds[0] /= together
     else:
-      seconds = [s / common.steps_a_call(config)
-                 for s in common.interleaved_seconds(list(built.values()))]
+      seconds = [s / together for s in common.interleaved_seconds(list(built.values()))]
   kind, devices = jax.devices()[0].device_kind, jax.local_device_count()
   for selection, step_seconds in zip(selections, seconds, strict=False):
     config.train = selection

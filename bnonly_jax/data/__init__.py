@@ -1,14 +1,14 @@
 """Data sets by name, through TFDS and without TensorFlow; what a run takes its images from."""
 
 from bnonly_jax.data.sets import directory
-from bnonly_jax.data.sets import Feed
 from bnonly_jax.data.sets import find
+from bnonly_jax.data.sets import find_or_assume
 from bnonly_jax.data.sets import Images
 from bnonly_jax.data.sets import Info
-from bnonly_jax.data.sets import is_resident
 from bnonly_jax.data.sets import newest_version
 from bnonly_jax.data.sets import require_array_record
+from bnonly_jax.data.sets import Source
 from bnonly_jax.data.sets import versions
 
-__all__ = ['directory', 'Feed', 'find', 'Images', 'Info', 'is_resident', 'newest_version',
-           'require_array_record', 'versions']
+__all__ = ['directory', 'find', 'find_or_assume', 'Images', 'Info', 'newest_version',
+           'require_array_record', 'Source', 'versions']

@@ -1,4 +1,4 @@
-"""Data sets that are kept whole: decoded once, padded once, indexed by every step."""
+"""Data sets that are kept whole on every device: decoded once, indexed by every step."""
 
 from concurrent.futures import ThreadPoolExecutor
 import itertools
@@ -9,14 +9,27 @@ import numpy as np
 
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
+from bnonly_jax.data import device
 from bnonly_jax.data import records as records_lib
 from bnonly_jax.data import sets
 
 _CHUNK = 1000  # records read at once by a thread
 
 
-def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
-              processes: int = 1) -> sets.Feed:
+def is_resident(config: ml_collections.ConfigDict, info: sets.Info) -> bool:
+  """Whether a data set is kept whole on every device: what is decoded once and fits.
+
+  Args:
+    config: the run's. Replicates may each use other images.
+    info: the data set's, train_images being the number that each uses.
+  """
+  train_images = info.train_images * min(config.replicates, 1 / config.data.subsample)
+  size = device.row_size(info.image_shape) * (train_images + info.test_images)
+  return not config.data.image_size and size <= config.data.resident_limit * 2**30
+
+
+def open_source(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
+                processes: int = 1) -> sets.Source:
   """Loads a data set.
 
   Args:
@@ -34,13 +47,13 @@ def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int =
   chosen = [batches.subsample(len(records), info.train_images, seed) for seed in seeds]
   used = np.unique(chosen)
   places = [np.searchsorted(used, indices).astype(np.int32) for indices in chosen]
-  train, bad = load(config, info, records, used, config.data.pad, replace=skip)
+  train, bad = load(config, info, records, used, replace=skip)
   if config.data.random_labels:
     drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
                                   config.seed)
     train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
   records = sets.open_split(info, info.test_split)
-  test, bad_tests = load(config, info, records, np.arange(len(records)), 0, replace=False)
+  test, bad_tests = load(config, info, records, np.arange(len(records)), replace=False)
   if skip and process == 0:
     records_lib.report('train', 'replaced', bad)
     records_lib.report(info.test_split, 'left out', bad_tests)
@@ -60,28 +73,28 @@ def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int =
     for index, weight in batches.eval_indices(len(test.labels), batch_size):
       yield tuple(batches.own_slice(x, process, processes) for x in (index, weight * good[index]))
 
-  return sets.Feed(train, test, train_batches, eval_batches)
+  return sets.Source(train, test, train_batches, eval_batches)
 
 
 def load(config: ml_collections.ConfigDict, info: sets.Info,
          records: records_lib.Folder | records_lib.ArrayRecords, indices: np.ndarray,
-         pad: int, replace: bool) -> tuple[sets.Images, list[records_lib.Bad]]:
-  """Decodes records of a split on all cores, in frames of `pad` black pixels.
+         replace: bool) -> tuple[sets.Images, list[records_lib.Bad]]:
+  """Decodes records of a split on all cores.
 
-  Bad images: as `records.read_images` says.
+  Returns:
+    Images as `device.rows` lays them out, with labels; and the bad images, as
+    `records.read_images` says.
   """
   form = sets.form(config, info)
-  height, width, channels = info.image_shape
-  images = np.zeros((len(indices), height + 2 * pad, width + 2 * pad, channels), np.uint8)
-  inner = images[:, pad:pad + height, pad:pad + width]
+  images = np.zeros((len(indices), *info.image_shape), np.uint8)
 
   def chunk(start):
     labels, bad = records_lib.read_images(
         records, indices[start:start + _CHUNK].tolist(), info.classes,
-        lambda file, _: decode.whole(file, form), inner[start:start + _CHUNK], replace)
+        lambda file, _: decode.whole(file, form), images[start:start + _CHUNK], replace)
     return labels, [image._replace(position=start + image.position) for image in bad]
 
   with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     parts = list(pool.map(chunk, range(0, len(indices), _CHUNK)))
-  return (sets.Images(images, np.concatenate([labels for labels, _ in parts])),
+  return (sets.Images(device.rows(images), np.concatenate([labels for labels, _ in parts])),
           [image for _, bad in parts for image in bad])

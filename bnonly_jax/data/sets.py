@@ -25,9 +25,9 @@ class Images(NamedTuple):
   labels: np.ndarray  # int32 [N]
 
 
-class Feed(NamedTuple):
+class Source(NamedTuple):
   """What training takes its images from."""
-  train_set: Images | None  # whole and padded; None: streamed
+  train_set: Images | None  # whole, images as `device.rows` lays them out; None: streamed
   test_set: Images | None
   # From a step on: what the step takes (int32 [n] into train_set, of several replicates [n, R]; or
   # Images [n]), and how many bad images were replaced in it.
@@ -199,15 +199,16 @@ def form(config: ml_collections.ConfigDict, info: Info) -> decode.Form:
                      tuple(config.data.crop_area), tuple(config.data.crop_ratio))
 
 
-def is_resident(config: ml_collections.ConfigDict, info: Info) -> bool:
-  """Whether a data set is kept whole on every device: what is decoded once and fits.
+def find_or_assume(config: ml_collections.ConfigDict) -> tuple[Info, bool]:
+  """Looks up the data set; without one it is CIFAR-10's size, or ImageNet's for its networks.
 
-  Args:
-    config: the run's. Replicates may each use other images.
-    info: the data set's, train_images being the number that each uses.
+  Returns:
+    What there is to say of it, and whether it is prepared.
   """
-  height, width, channels = info.image_shape
-  padded = (height + 2 * config.data.pad) * (width + 2 * config.data.pad)
-  train_images = info.train_images * min(config.replicates, 1 / config.data.subsample)
-  size = channels * (train_images * padded + info.test_images * height * width)
-  return not config.data.image_size and size <= config.data.resident_limit * 2**30
+  try:
+    return find(config), True
+  except UserError:
+    large = config.network.startswith('imagenet')
+    shape = (224, 224, 3) if large else (32, 32, 3)
+    return Info(None, '', shape, shape, ('',) * (1000 if large else 10),
+                     1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test'), False

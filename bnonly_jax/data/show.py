@@ -6,7 +6,6 @@ writes DIR/train.png and DIR/eval.png, 64 images each.
 """
 
 import pathlib
-from typing import Any
 
 from absl import flags
 from etils import epath
@@ -28,21 +27,22 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
     The paths of the two PNG files.
 
   Raises:
-    UserError: as `train.plan`, or an image is bad.
+    UserError: as `experiment.build`, or an image is bad.
   """
   import jax.numpy as jnp
   import numpy as np
 
-  from bnonly_jax import train
-  from bnonly_jax.data import augment
+  from bnonly_jax import experiment
+  from bnonly_jax.data import device
   from bnonly_jax.data import prepare
   from bnonly_jax.run import plots
   out = epath.Path(out)
   config = ml_collections.ConfigDict({**config.to_dict(), 'replicates': 1})  # the first
-  info = train.plan(config).info
+  run = experiment.build(config)
+  info = run.info
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
-  feed = train.open_feed(config, info)
+  source = experiment.open_source(run)
 
   def first(batches):
     images, names = [], []
@@ -54,16 +54,16 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
     return images[:_NUMBER], names[:_NUMBER]
 
   def training():
-    for step, (batch, _) in enumerate(feed.train_batches(0)):
-      images, labels = _look_up(feed.train_set, batch)
+    for step, (batch, _) in enumerate(source.train_batches(0)):
+      images, labels = device.look_up(source.train_set, batch, info.image_shape)
       positions = np.arange(len(labels), dtype=np.int32)
-      yield np.asarray(augment.crop_and_flip(
+      yield np.asarray(device.crop_and_flip(
           jnp.asarray(images), config.seed, jnp.int32(step), positions, config.data.pad,
           config.data.flip)), labels
 
   def evaluation():
-    for batch, weight in feed.eval_batches(config.eval_batch_size):
-      images, labels = _look_up(feed.test_set, batch)
+    for batch, weight in source.eval_batches(config.eval_batch_size):
+      images, labels = device.look_up(source.test_set, batch, info.image_shape)
       yield images[weight > 0], labels[weight > 0]
 
   title = f'{config.data.name}: %s, {"x".join(map(str, info.image_shape))}'
@@ -73,10 +73,6 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
     paths.append(out / f'{name}.png')
     plots.image_sheet(paths[-1], *first(batches), title % what)
   return paths
-
-
-def _look_up(whole: Any, batch: Any) -> Any:
-  return batch if whole is None else (whole.images[batch], whole.labels[batch])
 
 
 if __name__ == '__main__':

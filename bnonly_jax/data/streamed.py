@@ -34,7 +34,7 @@ class TrainBatches:
     return self.config.epochs * (self.info.train_images // self.config.batch_size)
 
   def __getitem__(self, step: int) -> dict[str, Any]:
-    """Returns `images` uint8 [n, H, W, C] (padded), `labels` int32 [n] and `bad`."""
+    """Returns `images` uint8 [n, H, W, C], `labels` int32 [n] and `bad`."""
     config, form = self.config, sets.form(self.config, self.info)
     index = batches.own_slice(batches.train_indices(
         config.seed, step, self.info.train_images, config.batch_size),
@@ -47,12 +47,9 @@ class TrainBatches:
       generator = seeds.host_generator(config.seed, f'crop/{step}/{first + position}')
       return decode.random_crop(file, form, generator)
 
-    pad = config.data.pad
-    images = np.zeros((len(index), form.height + 2 * pad, form.width + 2 * pad, form.channels),
-                      np.uint8)
-    inner = images[:, pad:pad + form.height, pad:pad + form.width]
+    images = np.zeros((len(index), *self.info.image_shape), np.uint8)
     labels, bad = records_lib.read_images(self.records, self.chosen[index].tolist(),
-                                          self.info.classes, decode_at, inner, replace=True)
+                                          self.info.classes, decode_at, images, replace=True)
     labels = np.where(self.drawn[index] < 0, labels, self.drawn[index])
     return {'images': images, 'labels': labels, 'bad': _pack(bad)}
 
@@ -97,7 +94,7 @@ def _unpack(batch):
 
 def train_source(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
                  processes: int = 1) -> TrainBatches:
-  """Opens the training split; arguments as for `open_feed`."""
+  """Opens the training split; arguments as for `open_source`."""
   records = sets.open_split(info, 'train')
   return TrainBatches(
       config, info, process, processes, records,
@@ -106,8 +103,8 @@ def train_source(config: ml_collections.ConfigDict, info: sets.Info, process: in
                             config.seed))
 
 
-def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
-              processes: int = 1) -> sets.Feed:
+def open_source(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
+                processes: int = 1) -> sets.Source:
   """Opens a data set; nothing is decoded yet.
 
   Args:
@@ -117,7 +114,7 @@ def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int =
     processes: of how many.
 
   Returns:
-    A feed whose batches raise UserError at a bad image, if config.data.bad_images is stop.
+    A source whose batches raise UserError at a bad image, if config.data.bad_images is stop.
   """
   skip = config.data.bad_images == 'skip'
   train = train_source(config, info, process, processes)
@@ -141,7 +138,7 @@ def open_feed(config: ml_collections.ConfigDict, info: sets.Info, process: int =
     if process == 0:
       records_lib.report(info.test_split, 'left out', left_out)
 
-  return sets.Feed(None, None, train_batches, eval_batches)
+  return sets.Source(None, None, train_batches, eval_batches)
 
 
 def _begin_worker(*_: int) -> None:

@@ -14,9 +14,12 @@ from bnonly_jax.models.initialise import initialise
 from bnonly_jax.models.initialise import NORM_STARTS
 from bnonly_jax.models.initialise import variable_shapes
 from bnonly_jax.models.initialise import WEIGHT_STARTS
+from bnonly_jax.models.layers import Style
 from bnonly_jax.models.norm import KINDS as NORMS
+from bnonly_jax.models.norm import Statistics
 
-__all__ = ['create', 'initialise', 'NORM_STARTS', 'NORMS', 'variable_shapes', 'WEIGHT_STARTS']
+__all__ = ['create', 'initialise', 'NORM_STARTS', 'NORMS', 'Statistics', 'Style', 'variable_shapes',
+           'WEIGHT_STARTS']
 
 _FAMILIES = (
     'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'
@@ -25,30 +28,27 @@ _FAMILIES = (
     f' {", ".join(map(str, GROUPS))}')
 
 
-def create(name: str, classes: int, norm: str = 'batch', sync_axis: str | None = None,
-           remat: bool = False) -> nn.Module:
+def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noqa: B008
   """Builds the network that a config names.
 
   Args:
     name: cifar_resnetN[xK], imagenet_resnetN[xK] or cifar_vggN, N the depth, K the width factor.
     classes: number of logits.
-    norm: which norm, one of `norm.KINDS`.
-    sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
-    remat: whether residual blocks are computed again in the backward pass instead of saved.
+    style: how it computes.
 
   Raises:
-    UserError: no network has this name, or `remat` is asked of one without blocks.
+    UserError: no network has this name, or `style.remat` is asked of one without blocks.
   """
   match = re.fullmatch(r'(cifar_resnet|imagenet_resnet|cifar_vgg)(\d+)(?:x([1-9]\d*))?', name)
   family, depth, factor = (match[1], int(match[2]), int(match[3] or 1)) if match else ('', 0, 1)
   if family == 'cifar_resnet' and depth >= 8 and depth % 6 == 2:
-    return CifarResNet((depth - 2) // 6, 16 * factor, classes, norm, sync_axis, remat)
+    return CifarResNet((depth - 2) // 6, 16 * factor, classes, style)
   if family == 'imagenet_resnet' and depth in STAGES:
-    return ImageNetResNet(depth, 64 * factor, classes, norm, sync_axis, remat)
+    return ImageNetResNet(depth, 64 * factor, classes, style)
   if family == 'cifar_vgg' and depth in GROUPS and not match[3]:
-    if remat:
+    if style.remat:
       raise UserError(f"config.remat is 'block', and config.network {name!r} has no residual"
                       ' blocks; allowed is none. Set --config.remat=none')
-    return CifarVGG(depth, classes, norm, sync_axis)
+    return CifarVGG(depth, classes, style)
   raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14 (after'
                   ' configs/cifar10.py: just resnet14).')

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 
 from bnonly_jax.models import layers
-from bnonly_jax.models.norm import make_norm
 
 
 class CifarResNet(nn.Module):
@@ -15,23 +14,19 @@ class CifarResNet(nn.Module):
     width: W, 16 in the paper's family of depths. The stages have W, 2W and 4W channels, the second
       and third begin with stride 2.
     classes: number of logits.
-    norm: which norm, one of `norm.KINDS`.
-    sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
-    remat: whether blocks are computed again in the backward pass instead of saved.
+    style: how it computes.
   """
   blocks: int
   width: int = 16
   classes: int = 10
-  norm: str = 'batch'
-  sync_axis: str | None = None
-  remat: bool = False
+  style: layers.Style = layers.Style()
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps normalised images [N, H, W, C] to logits [N, classes]."""
-    norm = make_norm(self.norm, train, self.sync_axis)
-    x = norm('stem_norm')(layers.Conv(self.width, name='stem_conv')(images))
+    parts = layers.parts(self.style, train)
+    x = parts.norm('stem_norm')(parts.conv(self.width, name='stem_conv')(images))
     for i in range(3):
       x = layers.stage(x, f'stage{i + 1}', layers.BasicBlock, self.blocks, self.width * 2 ** i,
-                       norm, stride=2 if i else 1, remat=self.remat)
+                       parts, stride=2 if i else 1, remat=self.style.remat)
     return layers.Output(self.classes, name='output')(x)

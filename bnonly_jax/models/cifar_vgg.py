@@ -5,7 +5,6 @@ import jax
 
 from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
-from bnonly_jax.models.norm import make_norm
 
 # Convolutions in each of the five groups between the max pools (Simonyan and Zisserman 2014).
 GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -17,13 +16,11 @@ class CifarVGG(nn.Module):
   Attributes:
     depth: a key of GROUPS.
     classes: number of logits.
-    norm: which norm, one of `norm.KINDS`.
-    sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
+    style: how it computes.
   """
   depth: int
   classes: int = 10
-  norm: str = 'batch'
-  sync_axis: str | None = None
+  style: layers.Style = layers.Style()
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -36,13 +33,13 @@ class CifarVGG(nn.Module):
       raise UserError(f'config.network is cifar_vgg{self.depth}, and the images have'
                       f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
                       ' Choose a cifar_resnet, or other data.')
-    norm = make_norm(self.norm, train, self.sync_axis)
+    parts = layers.parts(self.style, train)
     x, count = images, 0
     for i, convolutions in enumerate(GROUPS[self.depth]):
       if i:
         x = nn.max_pool(x, (2, 2), (2, 2))
       for _ in range(convolutions):
         count += 1
-        x = layers.Conv(min(64 * 2 ** i, 512), bias=True, name=f'conv{count}')(x)
-        x = norm(f'norm{count}')(x)
+        x = parts.conv(min(64 * 2 ** i, 512), bias=True, name=f'conv{count}')(x)
+        x = parts.norm(f'norm{count}')(x)
     return layers.Output(self.classes, name='output')(x)

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 
 from bnonly_jax.models import layers
-from bnonly_jax.models.norm import make_norm
 
 # Blocks in each of the four stages, by depth; 200 as in He et al. 2016 (arXiv 1603.05027) and
 # open_lth's models/imagenet_resnet.py. Depth 18 and 34 have basic blocks, the others bottlenecks.
@@ -19,25 +18,21 @@ class ImageNetResNet(nn.Module):
     depth: a key of STAGES.
     width: channels of the first stage's 3x3 convolutions, 64 in the paper.
     classes: number of logits.
-    norm: which norm, one of `norm.KINDS`.
-    sync_axis: the axis of devices over which BatchNorm takes its statistics, or None.
-    remat: whether blocks are computed again in the backward pass instead of saved.
+    style: how it computes.
   """
   depth: int
   width: int = 64
   classes: int = 1000
-  norm: str = 'batch'
-  sync_axis: str | None = None
-  remat: bool = False
+  style: layers.Style = layers.Style()
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps normalised images [N, H, W, C] to logits [N, classes]."""
-    norm = make_norm(self.norm, train, self.sync_axis)
+    parts = layers.parts(self.style, train)
     block = layers.BasicBlock if self.depth < 50 else layers.Bottleneck
-    x = norm('stem_norm')(layers.Conv(self.width, 7, 2, name='stem_conv')(images))
+    x = parts.norm('stem_norm')(parts.conv(self.width, 7, 2, name='stem_conv')(images))
     x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for i, blocks in enumerate(STAGES[self.depth]):
-      x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i, norm,
-                       stride=2 if i else 1, remat=self.remat)
+      x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i, parts,
+                       stride=2 if i else 1, remat=self.style.remat)
     return layers.Output(self.classes, name='output')(x)

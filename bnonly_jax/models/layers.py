@@ -2,18 +2,48 @@
 
 from collections.abc import Callable
 from collections.abc import Collection
+import functools
 import re
 from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bnonly_jax.models.conv import conv
+from bnonly_jax.models.norm import make_norm
+from bnonly_jax.models.norm import Statistics
 from bnonly_jax.models.norm import wide
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-Norm = Callable[[str], nn.Module]
+
+
+class Style(NamedTuple):
+  """How a network computes, whatever its architecture.
+
+  Attributes:
+    norm: which norm, one of `norm.KINDS`.
+    statistics: over which images BatchNorm takes its statistics.
+    remat: whether residual blocks are computed again in the backward pass instead of saved.
+    backend: for which it is to be fast: cpu, gpu or tpu.
+  """
+  norm: str = 'batch'
+  statistics: Statistics = Statistics()
+  remat: bool = False
+  backend: str = 'cpu'
+
+
+class Parts(NamedTuple):
+  """What makes a network's convolutions, as `Conv`, and its norms, given their names."""
+  conv: Callable[..., nn.Module]
+  norm: Callable[[str], nn.Module]
+
+
+def parts(style: Style, train: bool) -> Parts:
+  """Returns the parts of a network of this style, in training or evaluation."""
+  return Parts(functools.partial(Conv, backend=style.backend),
+               make_norm(style.norm, train, style.statistics))
 
 
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
@@ -28,14 +58,16 @@ class Conv(nn.Module):
   size: int = 3
   stride: int = 1
   bias: bool = False
+  backend: str = 'cpu'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.size, self.size, x.shape[-1], self.features)
-    y = conv(x, self.param('kernel', he_normal, shape).astype(x.dtype), self.stride)
+    kernel = self.param('kernel', he_normal, shape).astype(x.dtype)
+    y = conv(x, kernel, self.stride, self.backend)
     if self.bias:
       bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
-      y = y + bias.astype(x.dtype)
+      y = y + bias.astype(x.dtype)[None, None, None]
     return y
 
 
@@ -47,42 +79,45 @@ class Output(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     x = jnp.mean(wide(images), (1, 2))
     kernel = self.param('kernel', he_normal, (x.shape[-1], self.classes))
-    return x @ kernel + self.param('bias', torch_bias(x.shape[-1]), (self.classes,))
+    return x @ kernel + self.param('bias', torch_bias(x.shape[-1]), (self.classes,))[None]
 
 
 class BasicBlock(nn.Module):
   """conv-norm-ReLU-conv-norm, add, ReLU. Returns a pair, as a scan's body does."""
   features: int
-  norm: Norm
+  parts: Parts
   stride: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
-    y = self.norm('norm1')(Conv(self.features, 3, self.stride, name='conv1')(x))
-    y = Conv(self.features, name='conv2')(y)
-    return self.norm('norm2')(y, residual=shortcut(x, self.features, self.stride, self.norm)), None
+    conv, norm = self.parts
+    y = norm('norm1')(conv(self.features, 3, self.stride, name='conv1')(x))
+    y = conv(self.features, name='conv2')(y)
+    return norm('norm2')(y, residual=shortcut(x, self.features, self.stride, self.parts)), None
 
 
 class Bottleneck(nn.Module):
   """1x1, 3x3 (with the stride, as torchvision has it) and 1x1 to four times the channels."""
   features: int
-  norm: Norm
+  parts: Parts
   stride: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
-    y = self.norm('norm1')(Conv(self.features, 1, name='conv1')(x))
-    y = self.norm('norm2')(Conv(self.features, 3, self.stride, name='conv2')(y))
-    y = Conv(4 * self.features, 1, name='conv3')(y)
-    residual = shortcut(x, 4 * self.features, self.stride, self.norm)
-    return self.norm('norm3')(y, residual=residual), None
+    conv, norm = self.parts
+    y = norm('norm1')(conv(self.features, 1, name='conv1')(x))
+    y = norm('norm2')(conv(self.features, 3, self.stride, name='conv2')(y))
+    y = conv(4 * self.features, 1, name='conv3')(y)
+    residual = shortcut(x, 4 * self.features, self.stride, self.parts)
+    return norm('norm3')(y, residual=residual), None
 
 
-def shortcut(x: jax.Array, features: int, stride: int, norm: Norm) -> jax.Array:
+def shortcut(x: jax.Array, features: int, stride: int, parts: Parts) -> jax.Array:
   """The identity where the shape stays, else a 1x1 convolution and a norm of the calling block."""
   if stride == 1 and x.shape[-1] == features:
     return x
-  return norm('shortcut_norm')(Conv(features, 1, stride, name='shortcut_conv')(x), relu=False)
+  y = parts.conv(features, 1, stride, name='shortcut_conv')(x)
+  return parts.norm('shortcut_norm')(y, relu=False)
 
 
 def is_stacked(name: str) -> bool:
@@ -123,7 +158,7 @@ def adds_residual(name: str, names: Collection[str]) -> bool:
   return '/' in name and f'{block}norm{int(number) + 1}' not in names
 
 
-def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, norm: Norm,
+def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, parts: Parts,
           stride: int, remat: bool = False) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
 
@@ -135,10 +170,10 @@ def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features
   if remat:
     block = nn.remat(block)
   if stride > 1 or x.shape[-1] != expansion * features:
-    x, _ = block(features, norm, stride, name=f'{name}_first')(x)
+    x, _ = block(features, parts, stride, name=f'{name}_first')(x)
     blocks -= 1
   if blocks:
     stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
                       split_rngs={'params': True}, length=blocks)
-    x, _ = stacked(features, norm, name=f'{name}_stack')(x, None)
+    x, _ = stacked(features, parts, name=f'{name}_stack')(x, None)
   return x

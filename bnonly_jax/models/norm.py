@@ -7,6 +7,8 @@ the output is above 0 anywhere in the image. Stacks of blocks have them stacked 
 
 from collections.abc import Callable
 import functools
+from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,10 +25,39 @@ KINDS = ('batch', 'group', 'layer', 'none')
 GROUP_SIZE = 8  # channels a group of GroupNorm
 
 
-def make_norm(kind: str, train: bool, sync_axis: str | None) -> Callable[[str], nn.Module]:
+class Statistics(NamedTuple):
+  """Over which images BatchNorm takes its statistics.
+
+  Attributes:
+    axis_name: the axis of devices, where the images of several belong together; None: each device's
+      belong to it alone.
+    device_groups: indices on that axis of the devices whose images belong together, all groups
+      having as many; None: all devices.
+    parts: into how many groups of their own the images at hand are cut, in their order. More than 1
+      only without `axis_name`.
+  """
+  axis_name: str | None = None
+  device_groups: tuple[tuple[int, ...], ...] | None = None
+  parts: int = 1
+
+  def mean(self, tree: Any) -> Any:
+    """Returns the means of arrays over the devices whose images belong together."""
+    if self.axis_name is None:
+      return tree
+    groups = self.device_groups and [list(group) for group in self.device_groups]
+    return lax.pmean(tree, self.axis_name, axis_index_groups=groups)
+
+  def devices(self) -> int:
+    """Returns over how many devices' images the statistics are taken."""
+    if self.axis_name is None:
+      return 1
+    return len(self.device_groups[0]) if self.device_groups else lax.axis_size(self.axis_name)
+
+
+def make_norm(kind: str, train: bool, statistics: Statistics) -> Callable[[str], nn.Module]:
   """Returns what makes a network's norms, given their names."""
   if kind == 'batch':
-    return lambda name: BatchNorm(train, sync_axis, name=name)
+    return lambda name: BatchNorm(train, statistics, name=name)
   if kind == 'none':
     return lambda name: NoNorm(name=name)
   return lambda name: GroupNorm(GROUP_SIZE if kind == 'group' else None, name=name)
@@ -40,11 +71,11 @@ class BatchNorm(nn.Module):
 
   Attributes:
     train: normalise by the batch and update batch_stats, or normalise by batch_stats.
-    axis_name: the axis of devices whose shares of the batch have their statistics in common, or
-      None for each its own. The running averages are the device's own either way.
+    statistics: over which images. The running averages are those of the device's own images, a
+      mean over `statistics.parts`.
   """
   train: bool = False
-  axis_name: str | None = None
+  statistics: Statistics = Statistics()
 
   @nn.compact
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
@@ -56,12 +87,11 @@ class BatchNorm(nn.Module):
     running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
     if not self.train:
       inverse = lax.rsqrt(running_var.value + EPSILON)
-      z = _normalise(wide(y), running_mean.value, inverse, scale, bias)
+      z = _normalise(wide(y), _along(running_mean.value, y), _along(inverse, y), scale, bias)
       return _watched(self, _finish(z, residual, relu).astype(y.dtype), relu)
-    out, mean, var = batch_norm(y, scale, bias, residual, relu, self.axis_name)
+    out, mean, var = batch_norm(y, scale, bias, residual, relu, self.statistics)
     if not self.is_initializing():
-      devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
-      count = devices * y.size // y.shape[-1]
+      count = self.statistics.devices() * y.size // (y.shape[-1] * self.statistics.parts)
       unbiased = var * (count / max(count - 1, 1))
       running_mean.value = KEEP * running_mean.value + (1 - KEEP) * mean
       running_var.value = KEEP * running_var.value + (1 - KEEP) * unbiased
@@ -85,7 +115,7 @@ class GroupNorm(nn.Module):
     mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
     var = jnp.mean(jnp.square(grouped - mean), (1, 2, 4), keepdims=True)
     normalised = ((grouped - mean) * lax.rsqrt(var + EPSILON)).reshape(y.shape)
-    out = _finish(normalised * scale + bias, residual, relu).astype(y.dtype)
+    out = _finish(normalised * _along(scale, y) + _along(bias, y), residual, relu).astype(y.dtype)
     return _watched(self, out, relu)
 
 
@@ -110,20 +140,26 @@ def wide(x: jax.Array) -> jax.Array:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _along(vector, x):
+  """A vector over the channels, in the shape that meets x there."""
+  return vector.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def _normalise(y, mean, inverse, scale, bias):
-  return (y - mean) * (inverse * scale) + bias
+  return (y - mean) * (inverse * _along(scale, y)) + _along(bias, y)
 
 
 def _finish(z, residual, relu):
   if residual is not None:
     z = z + residual
-  # Not maximum(z, 0): where a reduction follows, XLA's CPU backend makes that of a NaN 0.
-  return jnp.where(z < 0, 0, z) if relu else z
+  # Not maximum(z, 0): where a reduction follows, XLA's CPU backend makes that of a NaN 0. And not
+  # z < 0: the gradient at 0 is to be 0, as in the backward pass below and in PyTorch.
+  return jnp.where(z <= 0, 0, z) if relu else z
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array | None,
-               relu: bool, axis_name: str | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+               relu: bool, statistics: Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises by the batch, adds the residual if any, applies the ReLU if asked.
 
   For the backward pass it saves y and, with a residual, one boolean an element; what autodiff would
@@ -135,48 +171,62 @@ def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Ar
     bias: [C], beta.
     residual: [N, H, W, C] or None.
     relu: whether max(., 0) comes last.
-    axis_name: axis of devices to take the statistics over, or None.
+    statistics: over which images to take the statistics.
 
   Returns:
     The output [N, H, W, C] of y's dtype; the mean [C] and the biased variance [C] of y, which carry
-    no gradient.
+    no gradient, each the mean over `statistics.parts`.
   """
-  return _forward(y, scale, bias, residual, relu, axis_name)[0]
+  return _forward(y, scale, bias, residual, relu, statistics)[0]
 
 
-def _mean(x, axis_name):
-  mean = jnp.mean(x, (0, 1, 2))
-  return mean if axis_name is None else lax.pmean(mean, axis_name)
+def _cut(x, parts):
+  """[N, H, W, C] as [parts, N / parts, H, W, C]; as it is where there is one part."""
+  return x if x is None or parts == 1 else x.reshape(parts, -1, *x.shape[1:])
 
 
-def _forward(y, scale, bias, residual, relu, axis_name):
-  x = wide(y)
-  mean = _mean(x, axis_name)
+def _per_part(reduce, x):
+  """Reduces all axes but the parts' and the channels', and keeps them with size 1."""
+  return reduce(x, (-4, -3, -2), keepdims=True)
+
+
+def _over_parts(reduce, x):
+  """Reduces what `_per_part` returned to [C]."""
+  return reduce(x.reshape(-1, x.shape[-1]), 0) if x.ndim == 5 else x.reshape(-1)
+
+
+def _forward(y, scale, bias, residual, relu, statistics):
+  cut = lambda a: _cut(a, statistics.parts)
+  x = cut(wide(y))
   # One pass over y for both moments; a variance that rounding makes negative is zero.
-  var = jnp.maximum(_mean(jnp.square(x), axis_name) - jnp.square(mean), 0)
+  mean, square = statistics.mean(tuple(_per_part(jnp.mean, a) for a in (x, jnp.square(x))))
+  var = jnp.maximum(square - jnp.square(mean), 0)
   inverse = lax.rsqrt(var + EPSILON)
-  out = _finish(_normalise(x, mean, inverse, scale, bias), residual, relu).astype(y.dtype)
+  out = _finish(_normalise(x, mean, inverse, scale, bias), cut(residual), relu)
+  out = out.astype(y.dtype).reshape(y.shape)
   passes = out > 0 if relu and residual is not None else None
-  return (out, mean, var), (y, mean, inverse, scale, bias, passes, residual is not None)
+  moments = [_over_parts(jnp.mean, moment) for moment in (mean, var)]
+  return (out, *moments), (y, mean, inverse, scale, bias, passes, residual is not None)
 
 
-def _backward(relu, axis_name, saved, cotangents):
+def _backward(relu, statistics, saved, cotangents):
   y, mean, inverse, scale, bias, passes, has_residual = saved
-  dtype, y, g = y.dtype, wide(y), wide(cotangents[0])
+  shape, dtype = y.shape, y.dtype
+  y, g, passes = (_cut(a, statistics.parts) for a in (wide(y), wide(cotangents[0]), passes))
   if relu:
     if passes is None:
       passes = _normalise(y, mean, inverse, scale, bias) > 0
     g = jnp.where(passes, g, 0)
-  d_bias = jnp.sum(g, (0, 1, 2))
+  d_bias = _per_part(jnp.sum, g)
   # That of g times x-hat, without an x-hat in memory.
-  d_scale = inverse * (jnp.sum(g * y, (0, 1, 2)) - mean * d_bias)
-  count = y.size // y.shape[-1]
-  mean_g, mean_gx = d_bias / count, d_scale / count
-  if axis_name is not None:
-    mean_g, mean_gx = lax.pmean((mean_g, mean_gx), axis_name)
+  d_scale = inverse * (_per_part(jnp.sum, g * y) - mean * d_bias)
+  count = y.size // d_bias.size
+  mean_g, mean_gx = statistics.mean((d_bias / count, d_scale / count))
   slope = inverse * mean_gx
-  dy = (scale * inverse) * (g - slope * y - (mean_g - slope * mean))
-  return dy.astype(dtype), d_scale, d_bias, g.astype(dtype) if has_residual else None
+  dy = (_along(scale, y) * inverse) * (g - slope * y - (mean_g - slope * mean))
+  return (dy.astype(dtype).reshape(shape), _over_parts(jnp.sum, d_scale),
+          _over_parts(jnp.sum, d_bias),
+          g.astype(dtype).reshape(shape) if has_residual else None)
 
 
 batch_norm.defvjp(_forward, _backward)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import json
+import time
 from typing import Any
 
 from etils import epath
@@ -18,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from bnonly_jax.config import UserError
 from bnonly_jax.run import full_disk
+from bnonly_jax.run import metrics
 from bnonly_jax.run import processes
 from bnonly_jax.run import workdir as workdir_lib
 
@@ -77,7 +79,7 @@ def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
     OSError: this or the last checkpoint cannot be written.
   """
   # A copy: the next step takes the state's buffers, which on CPU are the host's own memory.
-  state = jax.tree.map(np.array, state)
+  state = jax.tree.map(np.array, jax.device_get(state))
   if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)):
     return False
   pending = list(pending)
@@ -85,6 +87,39 @@ def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
     checkpointer.save_async(step, state, custom_metadata={
         'pending': pending, 'sha256': _digest(state, pending)})
   return True
+
+
+class Saver:
+  """Writes a run's checkpoints, none twice.
+
+  Attributes:
+    minutes: since the last one.
+  """
+
+  def __init__(self, checkpointer: ocp.training.Checkpointer, step: int):
+    self._checkpointer, self._step, self._clock = checkpointer, step, time.monotonic()
+
+  @property
+  def minutes(self) -> float:
+    return (time.monotonic() - self._clock) / 60
+
+  def save(self, step: int, state: Any, pending: list[dict[str, float]]) -> None:
+    """Starts to save a state, as `save` does, unless it is that of the last checkpoint.
+
+    Raises:
+      Diverged: a number in the state is not finite; nothing is saved.
+      OSError: as `save`.
+    """
+    if step != self._step and not save(self._checkpointer, step, state, pending):
+      raise metrics.Diverged(step)
+    self._step, self._clock = step, time.monotonic()
+
+
+@contextlib.contextmanager
+def open_saver(workdir: epath.Path, step: int, keep: int, keep_every: int = 0) -> Iterator[Saver]:
+  """Opens what writes the checkpoints after that of a step; the rest as `open_checkpointer`."""
+  with open_checkpointer(workdir, keep, keep_every) as checkpointer:
+    yield Saver(checkpointer, step)
 
 
 def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]], list[str]]:

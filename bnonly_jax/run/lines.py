@@ -1,6 +1,8 @@
 """A text file that grows line by line, on a disk or in a bucket."""
 
 import contextlib
+import errno
+import os
 import threading
 
 from etils import epath
@@ -49,7 +51,8 @@ class Lines:
       try:
         workdir_lib.write_text(self._path, text)
       except Exception as error:  # stores have errors of their own
-        raise OSError(f'{self._path}: {type(error).__name__}: {error}') from error
+        raise OSError(errno.EIO, f'{type(error).__name__}: {error}', os.fspath(self._path)
+                      ) from error
       self._uploaded = text
 
   def _upload(self):

@@ -18,7 +18,7 @@ import tensorboardX
 
 from bnonly_jax import masks
 from bnonly_jax.run import lines
-from bnonly_jax.run import workdir as workdir_lib
+from bnonly_jax.run import reading
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -123,8 +123,8 @@ def evaluated(workdir: epath.Path, step: int) -> bool:
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-  """Returns the lines of metrics.jsonl; as `workdir.read_lines`."""
-  return workdir_lib.read_lines(workdir / 'metrics.jsonl')
+  """Returns the lines of metrics.jsonl; as `reading.lines`."""
+  return reading.lines(workdir)
 
 
 class TrainLog:
@@ -149,7 +149,7 @@ class TrainLog:
     self.restart_clock()
 
   @property
-  def due(self) -> bool:
+  def line_due(self) -> bool:
     """Whether the steps gathered so far make a line."""
     return bool(self._pending) and self._step % self._steps_per_epoch % self._log_every == 0
 

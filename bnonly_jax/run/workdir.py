@@ -4,7 +4,9 @@ A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 """
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import json
@@ -18,13 +20,10 @@ import ml_collections
 
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
+from bnonly_jax.config import FREE
 from bnonly_jax.config import UserError
+from bnonly_jax.run import reading
 
-# Fields without influence on a run's state: where data lies, how it is read, and what is kept of
-# the run. They may change when a run goes on. So may epochs, upwards.
-FREE = ('data.dir', 'data.workers', 'data.worker_kind', 'eval_batch_size',
-        'steps_per_call', 'log_every', 'eval_every', 'checkpoint_every', 'checkpoint_every_steps',
-        'checkpoint_every_minutes', 'checkpoint_keep', 'checkpoint_keep_every')
 # Besides, until a checkpoint is there: without one the run starts anew, and these are what messages
 # advise to change. Until there is a line of training either, a folder is no run's, and all may.
 FREE_UNTIL_SAVED = ('data.bad_images', 'data.test_split')
@@ -95,13 +94,13 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
                       ' --workdir.')
     return None
   try:
-    there = {**flat(default_config()), **json.loads(config.read_text())}
+    there = read_facts(workdir)
     names = there.keys() | facts.keys()
     differ = differences(there, facts, names)
   except (ValueError, TypeError) as error:
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Put a'
                     ' whole copy in its place, or choose another --workdir.') from error
-  result, lines = read_result(workdir), read_lines(workdir / 'metrics.jsonl')
+  result, lines = reading.result(workdir), reading.lines(workdir)
   if differ and not _saved(workdir):
     if there.keys() == facts.keys() and not any(line['step'] for line in lines):
       return None
@@ -135,7 +134,7 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
     raise UserError(f'--workdir={workdir} holds no config.json; {allowed}')
   config = default_config()
   try:
-    facts = {**flat(config), **read_json(workdir / 'config.json')}
+    facts = read_facts(workdir)
     if 'data.version' not in facts:
       raise ValueError('data.version is missing')
     config.update_from_flattened_dict({name: facts[name] for name in flat(config)})
@@ -143,6 +142,28 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
     raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error});'
                     f' {allowed}') from error
   return config, facts
+
+
+def read_facts(workdir: epath.Path) -> dict[str, Any]:
+  """Returns what config.json holds, as `current` has it.
+
+  Raises:
+    OSError, ValueError, TypeError: there is no such file, or it is not a run's.
+  """
+  return current(read_json(workdir / 'config.json'))
+
+
+def current(facts: dict[str, Any]) -> dict[str, Any]:
+  """Returns the facts of a run, perhaps of an older version, with the fields of today.
+
+  A field that it lacks had its default. Before there was batchnorm_images, sync_batchnorm and the
+  number of devices said the same.
+  """
+  facts = {**flat(default_config()), **facts}
+  sync, devices = facts.pop('sync_batchnorm', True), facts.pop('devices', 1)
+  if not sync and devices > 1:
+    facts['batchnorm_images'] = facts['batch_size'] // devices
+  return facts
 
 
 def differences(there: dict[str, Any], facts: dict[str, Any], names: Iterable[str]) -> list[str]:
@@ -184,10 +205,9 @@ def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]
     if (workdir / 'config.json').exists() and 'config.json' in files:
       facts = files['config.json']
       check(workdir, facts)  # again: now no one else can change it
-      there = {**flat(default_config()), **read_json(workdir / 'config.json')}
-      if (workdir / 'frozen').exists() and differences(there, facts, facts):
+      if (workdir / 'frozen').exists() and differences(read_facts(workdir), facts, facts):
         (workdir / 'frozen').rmtree()
-    result = read_result(workdir)
+    result = reading.result(workdir)
     if result:
       (workdir / 'result.json').rename(workdir / f'result_{result["epochs"]}_epochs.json')
     for name, value in files.items():
@@ -215,6 +235,25 @@ def _lock(workdir, stack):
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
+
+
+@contextlib.contextmanager
+def told_if_full(workdir: epath.Path) -> Iterator[None]:
+  """Turns an OSError about a workdir, and no other, into a UserError.
+
+  Raises:
+    UserError: the workdir cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    about_it = (str(error.filename).startswith(os.fspath(workdir)) if error.filename
+                else error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
+    if not about_it:
+      raise
+    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). The newest'
+                    ' whole checkpoint there stays; make room, and the same command goes on from'
+                    ' it.') from error
 
 
 def is_locked(workdir: epath.Path) -> bool:
@@ -250,56 +289,8 @@ def _copy(source, target):
 
 
 def read_json(file: epath.Path) -> Any:
-  """Returns the value in a JSON file.
-
-  Raises:
-    UserError: it holds none.
-  """
-  try:
-    return json.loads(file.read_text())
-  except ValueError as error:
-    raise _damaged(file, error) from error
-
-
-def read_result(workdir: epath.Path) -> dict[str, Any] | None:
-  """Returns what result.json of a workdir holds, or None if there is none.
-
-  Raises:
-    UserError: it is no result.
-  """
-  file = workdir / 'result.json'
-  result = read_json(file) if file.exists() else None
-  if file.exists() and not (isinstance(result, dict) and {
-      'diverged', 'epochs', 'steps', 'test_accuracy'} <= result.keys()):
-    raise _damaged(file, 'that is no result of a run')
-  return result
-
-
-def read_lines(file: epath.Path) -> list[dict[str, Any]]:
-  """Returns the lines of metrics.jsonl, none if it is not there; leaves out a last one cut short.
-
-  Raises:
-    UserError: another line is damaged.
-  """
-  try:
-    texts, lines = file.read_text().splitlines() if file.exists() else [], []
-  except ValueError as error:
-    raise _damaged(file, error) from error
-  for number, text in enumerate(texts, 1):
-    try:
-      lines.append(json.loads(text))
-      lines[-1]['step'] + 0  # else it is no line of metrics
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-      if number == len(texts):  # a kill cut it short
-        return lines[:number - 1]
-      raise _damaged(file, f'line {number}: {error!r}') from error
-  return lines
-
-
-def _damaged(file, reason):
-  what = file.parent if file.name == 'config.json' else file
-  return UserError(f'{file} is damaged ({reason}). Put a whole copy in its place, or move {what}'
-                   ' away: the same command goes on without it.')
+  """Returns the value in a JSON file."""
+  return json.loads(file.read_text())
 
 
 def write_json(file: epath.Path, value: Any) -> None:

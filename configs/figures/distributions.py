@@ -13,8 +13,8 @@ this length has been run.
 
 import ml_collections
 
-from bnonly_jax.sweep_config import Point
-from bnonly_jax.sweep_config import sweep
+from bnonly_jax.sweep.config import Point
+from bnonly_jax.sweep.config import sweep
 
 DEPTHS = {'smoke': (8,), 'short': (14,), 'paper': (14, 32, 56, 110, 218, 434, 866)}
 LINES = {'all': 'all', 'BatchNorm': 'batchnorm'}

@@ -13,9 +13,9 @@ this length has been run.
 
 import ml_collections
 
-from bnonly_jax.sweep_config import base
-from bnonly_jax.sweep_config import Point
-from bnonly_jax.sweep_config import sweep
+from bnonly_jax.sweep.config import base
+from bnonly_jax.sweep.config import Point
+from bnonly_jax.sweep.config import sweep
 
 DEPTHS = {'smoke': (18,), 'short': (18,), 'paper': (18, 34, 50, 101, 200)}
 LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'two random weights a channel': 'random:2',

@@ -13,8 +13,8 @@ this length has been run.
 
 import ml_collections
 
-from bnonly_jax.sweep_config import Point
-from bnonly_jax.sweep_config import sweep
+from bnonly_jax.sweep.config import Point
+from bnonly_jax.sweep.config import sweep
 
 WIDTHS = {'smoke': (1, 2), 'short': (1, 2), 'paper': (1, 2, 4, 8, 16, 32)}
 LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'two random weights a channel': 'random:2',

@@ -14,9 +14,9 @@ this length has been run.
 
 import ml_collections
 
-from bnonly_jax.sweep_config import base
-from bnonly_jax.sweep_config import Point
-from bnonly_jax.sweep_config import sweep
+from bnonly_jax.sweep.config import base
+from bnonly_jax.sweep.config import Point
+from bnonly_jax.sweep.config import sweep
 
 SHARES = {'smoke': (0.0, 1.0), 'short': (0.0, 0.5, 1.0), 'paper': (0.0, 0.25, 0.5, 0.75, 1.0)}
 LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'two random weights a channel': 'random:2'}

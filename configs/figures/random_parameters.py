@@ -14,8 +14,8 @@ nothing of this length has been run.
 
 import ml_collections
 
-from bnonly_jax.sweep_config import Point
-from bnonly_jax.sweep_config import sweep
+from bnonly_jax.sweep.config import Point
+from bnonly_jax.sweep.config import sweep
 
 NETWORKS = {'smoke': (8,), 'short': (14,), 'paper': (14, 32, 110)}
 NUMBERS = {'smoke': (2, 8), 'short': (1, 2, 4, 8, 16), 'paper': (1, 2, 4, 8, 16, 32, 64)}

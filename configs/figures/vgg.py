@@ -12,9 +12,9 @@ nothing of this length has been run.
 
 import ml_collections
 
-from bnonly_jax.sweep_config import base
-from bnonly_jax.sweep_config import Point
-from bnonly_jax.sweep_config import sweep
+from bnonly_jax.sweep.config import base
+from bnonly_jax.sweep.config import Point
+from bnonly_jax.sweep.config import sweep
 
 DEPTHS = {'smoke': (11,), 'short': (11,), 'paper': (11, 13, 16, 19)}
 LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'output layer': 'output', 'nothing': 'nothing'}

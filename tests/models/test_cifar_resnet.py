@@ -35,7 +35,7 @@ def plain_forward(variables, images):
     stack = params.get(f'stage{stage}_stack', {})
     for i in range(len(stack['conv1']['kernel']) if stack else 0):
       x = block(jax.tree.map(lambda a, i=i: a[i], stack), x, 1)
-  return x.mean((1, 2)) @ params['output']['kernel'] + params['output']['bias']
+  return x.mean((1, 2)) @ params['output']['kernel'] + params['output']['bias'][None]
 
 
 def test_logits_and_every_gradient_equal_the_network_written_out():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnonly_jax.models import layers
-from bnonly_jax.models.norm import make_norm
+from bnonly_jax.models.norm import Statistics
 
 BLOCKS = {'basic': (layers.BasicBlock, 1), 'bottleneck': (layers.Bottleneck, 4)}
 
@@ -56,12 +56,13 @@ def reference(kind, variables, x, stride, train, axis):
 def test_a_block_and_its_gradients_are_exact(kind, stride, train, devices, sync):
   block, expansion = BLOCKS[kind]
   features, axis = 6, 'batch' if sync else None
+  style = layers.Style(statistics=Statistics(axis))
   channels = expansion * features if stride == 1 else 5
-  module = block(features, make_norm('batch', train, axis), stride)
+  module = block(features, layers.parts(style, train), stride)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(devices, 3, 6, 8, channels))
   weight = rng.normal(size=(devices, 3, 6 // stride, 8 // stride, expansion * features))
-  shapes = jax.eval_shape(block(features, make_norm('batch', False, None), stride).init,
+  shapes = jax.eval_shape(block(features, layers.parts(layers.Style(), False), stride).init,
                           jax.random.key(0), x[0])
   variables = jax.tree.map(lambda leaf: rng.random(leaf.shape) + 0.1, shapes)
 

@@ -36,7 +36,7 @@ COUNTS = {
 
 def shapes(name, norm='batch'):
   large = name.startswith('imagenet')
-  network = models.create(name, 1000 if large else 10, norm)
+  network = models.create(name, 1000 if large else 10, models.Style(norm))
   return models.variable_shapes(network, (224, 224, 3) if large else (32, 32, 3))
 
 
@@ -89,7 +89,7 @@ def test_every_norm_has_the_affine_parameters_of_batchnorm_or_none(norm, groups)
 
 @pytest.mark.parametrize('norm', ['group', 'layer', 'none'])
 def test_norms_of_single_images_do_not_look_at_the_batch(norm):
-  network = models.create('cifar_resnet8', 10, norm)
+  network = models.create('cifar_resnet8', 10, models.Style(norm))
   variables = models.initialise(network, (8, 8, 3), 0)
   images = np.float32(np.random.default_rng(0).standard_normal((4, 8, 8, 3)))
   whole = network.apply(variables, images, train=True)
@@ -99,7 +99,7 @@ def test_norms_of_single_images_do_not_look_at_the_batch(norm):
 
 @pytest.mark.parametrize('name', ['cifar_resnet14', 'imagenet_resnet50x1'])
 def test_remat_changes_neither_names_nor_gradients(name):
-  plain, remat = (models.create(name, 10, remat=choice) for choice in (False, True))
+  plain, remat = (models.create(name, 10, models.Style(remat=choice)) for choice in (False, True))
   shape = (32, 32, 3)
   variables = models.initialise(plain, shape, 0)
   images = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
@@ -121,4 +121,4 @@ def test_remat_changes_neither_names_nor_gradients(name):
 
 def test_a_network_without_blocks_cannot_save_memory_by_them():
   with pytest.raises(UserError, match='has no residual blocks'):
-    models.create('cifar_vgg11', 10, remat=True)
+    models.create('cifar_vgg11', 10, models.Style(remat=True))

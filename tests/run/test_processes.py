@@ -26,7 +26,7 @@ ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable, 'DEVICES': '2', 'XLA_FLAG
                'PYTHONUNBUFFERED': '1'}
 # Equal rates at any number of epochs, and small ones: rounding differs and training amplifies it.
 FIELDS = {'optimizer.drops': (), 'optimizer.learning_rate': 1e-3, 'data.flip': True,
-          'sync_batchnorm': True, 'batch_size': 512, 'log_every': 1}
+          'batch_size': 512, 'log_every': 1}
 
 
 def flags_of(data_dir, workdir, **fields):
@@ -100,7 +100,7 @@ def test_both_processes_hold_the_same_bits(data_dir, tmp_path):
   python.chmod(0o755)
   (tmp_path / 'digests').mkdir()
   process = subprocess.Popen(
-      ['launch/local.sh', '2', *flags_of(data_dir, tmp_path / 'run', epochs=3, sync_batchnorm=False,
+      ['launch/local.sh', '2', *flags_of(data_dir, tmp_path / 'run', epochs=3, batchnorm_images=128,
                                          **{'optimizer.learning_rate': 0.1})],
       cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
       env={**ENVIRONMENT, 'PYTHON': str(python), 'PYTHONPATH': str(ROOT),

@@ -14,14 +14,14 @@ from test_main import ROOT
 from test_train import tiny_config
 
 from bnonly_jax import analysis
-from bnonly_jax import data
+from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax import models
-from bnonly_jax import optimizer
-from bnonly_jax import steps
 from bnonly_jax import train
+from bnonly_jax.analysis import evaluation
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
+from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.models import layers
 from bnonly_jax.models import norm
@@ -68,7 +68,8 @@ def with_params(loaded, params):
 
 def images_of_the_test(loaded):
   """The test images as the network sees them, float64, and their labels."""
-  images, labels = resident.open_feed(loaded.config, loaded.planned.info).test_set
+  images, labels = resident.open_source(loaded.config, loaded.experiment.info).test_set
+  images = images[:, :64].reshape(-1, 8, 8, 1)
   mean, std = loaded.config.data.mean[0], loaded.config.data.std[0]
   return (images / 255 - mean) / std, labels
 
@@ -131,12 +132,13 @@ def test_silent_relus_are_those_found_by_hand(crafted, expected):
   assert any(silent['stage1/block2/norm1']) and any(silent['stage3/block2/norm1'])
 
 
-def test_one_device_and_four_find_the_same(crafted, expected, monkeypatch):
+def test_one_device_and_four_find_the_same(crafted, expected):
   params = crafted.variables['params']
   (four,) = analysis.evaluate(crafted, params)
-  monkeypatch.setattr(jax, 'local_device_count', lambda: 1)
-  require_same(analysis.silent_relus(crafted), expected[1])
-  (one,) = analysis.evaluate(crafted, params)
+  alone = crafted._replace(experiment=experiment.build(
+      crafted.experiment.config, devices=jax.devices()[:1]))
+  require_same(analysis.silent_relus(alone), expected[1])
+  (one,) = analysis.evaluate(alone, params)
   assert (one['test_accuracy'], one['test_images']) == (four['test_accuracy'], 360)
   assert one['test_loss'] == pytest.approx(four['test_loss'], rel=1e-5)
 
@@ -153,14 +155,14 @@ def test_images_of_weight_zero_fire_no_relu(crafted):
   assert first > second
   params['stem_norm']['bias'][0] = -(first + second) / 2
   position = int(np.argmax(peaks))
-  raw = resident.open_feed(crafted.config, crafted.planned.info).test_set
-  _, step = analysis._compiled(crafted)
-  state, frozen = analysis._state(crafted, steps.place(params, 4))
+  raw = resident.open_source(crafted.config, crafted.experiment.info).test_set
+  step, devices = crafted.experiment.firing_step, jax.devices()
+  state, frozen = evaluation._state(crafted, device.place(params, devices))
   weight = np.ones(100, np.float32)
   for weighed in (1, 0):
     weight[position] = weighed
-    ((batch, weights),) = steps.feed([(np.arange(100, dtype=np.int32), weight)], 4)
-    told = step(state, frozen, steps.place(data.Images(*raw), 4), (batch, weights))
+    ((batch, weights),) = device.send_ahead([(np.arange(100, dtype=np.int32), weight)], devices)
+    told = step(state, frozen, device.place(raw, devices), (batch, weights))
     (fired,) = told['stem_norm']['fired']
     assert bool(fired[0]) == bool(weighed)
     assert np.asarray(fired).sum() > 1
@@ -240,7 +242,7 @@ def test_a_small_gamma_costs_its_feature_but_not_where_a_residual_is_added():
     ('imagenet_resnet50', 'layer', 22720, 'stage1/block1/norm1', 'stage4/block3/norm3'),
     ('cifar_vgg13', 'none', 2944, 'norm2', 'norm10')])
 def test_every_network_tells_of_all_its_relus(name, kind, relus, first, last):
-  network = models.create(name, 10, kind)
+  network = models.create(name, 10, models.Style(kind))
   variables = models.variable_shapes(network, (32, 32, 3))
   assert set(variables) == {'params', 'batch_stats'}
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
@@ -293,7 +295,8 @@ def test_a_run_that_goes_on_elsewhere_or_is_damaged_is_read_as_far_as_it_goes(wo
   for path in (copy / 'checkpoints/10').rglob('d/*'):
     if path.is_file():
       path.write_bytes(b'')
-  monkeypatch.setattr(jax, 'device_count', lambda: 3)  # which the batches of training do not fit
+  three = jax.devices()[:3]  # which the batches of training do not fit
+  monkeypatch.setattr(jax, 'devices', lambda: three)
   older = analysis.load(copy, data_dir=str(data_dir))
   assert older.step == 5 and 'the checkpoint of step 10 is damaged' in capsys.readouterr().out
   assert (copy / 'checkpoints/10').exists() and not (copy / 'damaged').exists()
@@ -307,10 +310,9 @@ def test_a_run_that_goes_on_elsewhere_or_is_damaged_is_read_as_far_as_it_goes(wo
 
 def write_run(config, folder, value):
   """Writes what a run leaves whose trained parameters have become `value`; returns its start."""
-  folder, planned = workdir_lib.path(folder), train.plan(config)
-  variables = train.draw_variables(config, planned)
-  tx = optimizer.create(config.optimizer, lambda step: 0.1, planned.mask)
-  state, frozen = steps.create_state(variables, planned.mask, tx)
+  folder, run = workdir_lib.path(folder), experiment.build(config)
+  variables = experiment.draw_variables(run, config.seed)
+  state, frozen = experiment.start(run)
   state = state._replace(trainable=jax.tree.map(lambda x: np.full_like(x, value), state.trainable))
   workdir_lib.write_json(folder / 'config.json', {**flat(config), 'data.version': '1.0.0'})
   checkpoint.keep_frozen(folder, frozen)

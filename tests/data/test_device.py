@@ -1,10 +1,9 @@
-from conftest import pad_images
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bnonly_jax import seeds
-from bnonly_jax.data import augment
+from bnonly_jax.data import device
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (500, 6, 7, 3)).astype(np.uint8)
 
@@ -17,8 +16,8 @@ def draws(step, positions, pad):
 @pytest.mark.parametrize('pad, flip', [(2, True), (2, False), (0, True), (0, False)])
 def test_crops_and_flips_equal_a_plain_loop(pad, flip):
   positions = np.arange(500, dtype=np.int32)
-  padded = pad_images(IMAGES, pad)
-  out = augment.crop_and_flip(padded, 3, jnp.int32(7), positions, pad, flip)
+  padded = np.pad(IMAGES, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  out = device.crop_and_flip(IMAGES, 3, jnp.int32(7), positions, pad, flip)
   offsets, mirrored = draws(7, positions, pad)
   for image, (top, left), mirror, got in zip(padded, offsets, mirrored, out, strict=True):
     expected = image[top:top + 6, left:left + 7]
@@ -45,6 +44,6 @@ def test_draws_depend_on_seed_step_and_position_alone():
 
 @pytest.mark.parametrize('mean, std', [((0.1, 0.5, 0.9), (0.2, 0.3, 0.4)), ((0.5,), (0.25,))])
 def test_normalisation(mean, std):
-  out = augment.normaliser(mean, std)(jnp.asarray(IMAGES))
+  out = device.normalise(jnp.asarray(IMAGES), device.Preparation((6, 7, 3), mean=mean, std=std))
   np.testing.assert_allclose(out, (IMAGES / 255 - mean) / std, rtol=1e-5, atol=1e-6)
   assert out.dtype == jnp.float32

@@ -3,17 +3,16 @@
 import base64
 from collections.abc import Sequence
 import html as html_lib
-import os
 import time
-from typing import Any
 
 from etils import epath
 import ml_collections
 
-from bnonly_jax import figures
-from bnonly_jax import sweep
 from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
+from bnonly_jax.sweep import rows as rows_lib
+from bnonly_jax.sweep import runs as runs_lib
+from bnonly_jax.sweep import tables
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -30,32 +29,32 @@ summary { cursor: pointer; font-weight: 600; margin-top: 1rem }
 """
 
 
-def html(config: ml_collections.ConfigDict, workdir: str | os.PathLike, folder: epath.Path,
-         panels: dict[str, Sequence[Any]]) -> str:
+def html(config: ml_collections.ConfigDict,
+         runs: Sequence[tuple[runs_lib.Run, runs_lib.Progress]], folder: epath.Path,
+         panels: dict[str, Sequence[rows_lib.Row]]) -> str:
   """Returns the report of a sweep: its figures, tables, configs, costs and versions.
 
   Args:
     config: the sweep's.
-    workdir: the folder of all runs.
+    runs: all of its runs, and how far each is.
     folder: where the panels' SVG files are.
-    panels: the rows of each panel, of `figures.rows`.
+    panels: the rows of each panel.
   """
-  runs = [(run, sweep.progress(run)) for run in sweep.runs(config, workdir)]
-  states = [progress.state for _, progress in runs]
-  counts = ', '.join(f'{states.count(state)} {state}' for state in sweep.STATES
-                     if state in states)
+  so_far = [progress for _, progress in runs]
   parts = [f'<h1>{_text(config.title)}</h1>',
-           f'<p>{_text(figures.source(config))}. {len(runs)} runs: {counts}. Written'
-           f' {time.strftime("%Y-%m-%d %H:%M %Z")}.</p>']
+           f'<p>{_text(tables.source(config))}. {len(runs)} runs: {runs_lib.counts(so_far)}.'
+           f' Written {time.strftime("%Y-%m-%d %H:%M %Z")}.</p>']
+  if unfit := runs_lib.unfit(so_far):
+    parts.append(f'<p><strong>Left out: {_text(unfit)}.</strong></p>')
   if config.scale != 'paper':
     parts.append(f'<p>This is the scale <code>{config.scale}</code>, not the paper&rsquo;s recipe:'
                  ' what it shows is which selection learns more, not what the paper reports.</p>')
   for panel, table in panels.items():
     drawing = base64.b64encode((folder / f'{panel}.svg').read_bytes()).decode()
-    name = _text(figures.label(panel))
+    name = _text(tables.label(panel))
     parts += [f'<h2>{name}</h2>',
               f'<img alt="{name}" src="data:image/svg+xml;base64,{drawing}">',
-              _table(*figures.cells(config, panel, table))]
+              _table(*tables.cells(config, panel, table))]
   parts += ['<h2>Runs</h2>', _table(*_runs(runs)), _costs(runs)]
   base, defaults = flat(config.base), flat(default_config())
   changed = {name: value for name, value in base.items() if value != defaults[name]}

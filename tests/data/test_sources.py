@@ -1,4 +1,4 @@
-"""Both ways to feed training: what is resident and what is streamed."""
+"""Both sources of images: what is resident and what is streamed."""
 
 import hashlib
 import shutil
@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 
 from bnonly_jax import data
-from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import UserError
-from bnonly_jax.data import augment
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
+from bnonly_jax.data import device
 from bnonly_jax.data import records
 from bnonly_jax.data import resident
 from bnonly_jax.data import sets
@@ -43,10 +42,10 @@ def folder_config(path, **fields):
 
 def taken(way, config, start=0, process=0, processes=1, number=STEPS):
   """Returns images and labels of the batches that a process takes, as they reach the step."""
-  feed = way.open_feed(config, data.find(config), process, processes)
-  found = []
-  for batch, _ in feed.train_batches(start):
-    found.append(steps._look_up(feed.train_set, batch))
+  info = data.find(config)
+  source, found = way.open_source(config, info, process, processes), []
+  for batch, _ in source.train_batches(start):
+    found.append(device.look_up(source.train_set, batch, info.image_shape))
     if len(found) == number:
       return found
 
@@ -60,10 +59,9 @@ def hashes(taken_batches):
 def test_a_batch_depends_on_seed_and_step_alone(folder, way, image_size):
   config = folder_config(folder / ('mixed' if image_size else 'equal'), image_size=image_size,
                          subsample=0.9, random_labels=0.5)
-  config.data.pad = 2
   whole = taken(way, config)
   assert len(set(hashes(whole))) == STEPS
-  assert whole[0].images.shape == (8, *[image_size + 4 if image_size else 36] * 2, 3)
+  assert whole[0].images.shape == (8, *[image_size or 32] * 2, 3)
   # After a resume.
   assert hashes(taken(way, config, start=5, number=2)) == hashes(whole)[5:7]
   # Two processes.
@@ -81,18 +79,7 @@ def test_a_batch_depends_on_seed_and_step_alone(folder, way, image_size):
 
 def test_resident_and_streamed_see_the_same_images(folder):
   config = folder_config(folder / 'equal', subsample=0.9, random_labels=0.5)
-  config.data.pad = 2
   assert hashes(taken(resident, config)) == hashes(taken(streamed, config))
-
-
-@pytest.mark.parametrize('way', [resident, streamed])
-def test_training_images_lie_in_a_black_frame(folder, way):
-  config = folder_config(folder / 'equal')
-  plain = taken(way, config, number=1)[0]
-  config.data.pad = 2
-  framed = taken(way, config, number=1)[0]
-  np.testing.assert_array_equal(
-      framed.images, np.pad(plain.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
 
 
 def test_workers_can_be_processes(folder):
@@ -105,19 +92,19 @@ def test_workers_can_be_processes(folder):
 @pytest.mark.parametrize('way', [resident, streamed])
 def test_the_step_sees_the_same_images_on_any_number_of_devices(folder, way):
   config = folder_config(folder / 'equal')
-  config.data.pad = 2
-  seen = []
+  info, seen = data.find(config), []
   for devices in (1, 2, 4):
-    feed = way.open_feed(config, data.find(config))
+    source = way.open_source(config, info)
 
-    def augmented(batch, step, train_set=feed.train_set):
-      images, labels = steps._look_up(train_set and jax.tree.map(jnp.asarray, train_set), batch)
+    def augmented(batch, step, train_set=source.train_set):
+      whole = train_set and jax.tree.map(jnp.asarray, train_set)
+      images, labels = device.look_up(whole, batch, info.image_shape)
       positions = jax.lax.axis_index('batch') * len(labels) + jnp.arange(len(labels))
-      return augment.crop_and_flip(images, 0, step, positions, 2, True), labels
+      return device.crop_and_flip(images, 0, step, positions, 2, True), labels
 
     step = jax.pmap(augmented, axis_name='batch', in_axes=(0, None))
-    out = [step(batch, jnp.int32(0)) for (batch, _), _ in
-           zip(steps.feed(feed.train_batches(0), devices), range(3), strict=False)]
+    sent = device.send_ahead(source.train_batches(0), jax.devices()[:devices])
+    out = [step(batch, jnp.int32(0)) for (batch, _), _ in zip(sent, range(3), strict=False)]
     assert out[0][0].shape == (devices, 8 // devices, 32, 32, 3)
     seen.append(hashes([[np.asarray(x).reshape(8, -1) for x in pair] for pair in out]))
   assert seen[0] == seen[1] == seen[2]
@@ -126,8 +113,8 @@ def test_the_step_sees_the_same_images_on_any_number_of_devices(folder, way):
 def test_evaluation_has_every_image_once(folder):
   config = folder_config(folder / 'mixed', image_size=24)
   info = data.find(config)
-  feeds = [streamed.open_feed(config, info, process, 2) for process in (0, 1)]
-  pairs = [list(feed.eval_batches(4)) for feed in feeds]
+  sources = [streamed.open_source(config, info, process, 2) for process in (0, 1)]
+  pairs = [list(source.eval_batches(4)) for source in sources]
   labels = np.concatenate([batch.labels[weight == 1] for part in pairs for batch, weight in part])
   np.testing.assert_array_equal(np.bincount(labels), [4, 4, 3])
   split = sets.open_split(info, 'test')
@@ -153,8 +140,8 @@ def test_a_bad_image_stops_training_and_is_named(folder, tmp_path, way, image_si
   root, (bad, *_) = spoil(folder / ('mixed' if image_size else 'equal'), tmp_path, split, 1)
   config = folder_config(root, image_size=image_size)
   with pytest.raises(UserError, match=f'{bad}: JPEG that ends before its last pixel; .*=skip'):
-    feed = way.open_feed(config, data.find(config))
-    list(feed.train_batches(0)) if split == 'train' else list(feed.eval_batches(4))
+    source = way.open_source(config, data.find(config))
+    list(source.train_batches(0)) if split == 'train' else list(source.eval_batches(4))
 
 
 @pytest.mark.parametrize('way', [resident, streamed])
@@ -175,24 +162,24 @@ def test_skipped_images_are_counted_and_every_process_keeps_in_step(folder, tmp_
   joined = [data.Images(*map(np.concatenate, zip(*pair, strict=True)))
             for pair in zip(*halves, strict=True)]
   assert hashes(joined) == hashes(whole)
-  feed = way.open_feed(config, info)
-  assert sum(weight.sum() for _, weight in feed.eval_batches(4)) == 11 - 3
+  source = way.open_source(config, info)
+  assert sum(weight.sum() for _, weight in source.eval_batches(4)) == 11 - 3
   said = capsys.readouterr().out
   assert 'bad images of test left out: 3' in said
   if way is resident:
     assert 'bad images of train replaced: 2' in said
   else:
-    assert sum(bad for (_, bad), _ in zip(feed.train_batches(0), range(5), strict=False)) == 2
+    assert sum(bad for (_, bad), _ in zip(source.train_batches(0), range(5), strict=False)) == 2
 
 
 def test_a_file_that_went_away_is_named(folder, tmp_path):
   shutil.copytree(folder / 'mixed', tmp_path / 'images')
   config = folder_config(tmp_path / 'images', image_size=24)
-  feed = streamed.open_feed(config, data.find(config))
+  source = streamed.open_source(config, data.find(config))
   gone = sorted((tmp_path / 'images/train').glob('*/*.jpg'))[7]
   gone.unlink()
   with pytest.raises(UserError, match=f'cannot be read: .*{gone}'):
-    list(feed.train_batches(0))
+    list(source.train_batches(0))
 
 
 def test_no_good_test_image_is_an_error(folder, tmp_path):

@@ -116,3 +116,20 @@ def sweep(name: str, title: str, scale: str, x: str, points: Sequence[Point],
 def skeleton() -> ml_collections.ConfigDict:
   """Returns a sweep without points: the fields there are."""
   return sweep('', '', 'paper', '', ())
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks what a sweep's config has besides its runs.
+
+  Raises:
+    UserError: it is no sweep's, or a field is out of range.
+  """
+  if 'base' not in config or 'points' not in config:
+    raise UserError('--config is that of a single run; needed is a sweep\'s, as those in'
+                    ' configs/figures. For a single run: python -m bnonly_jax.main.')
+  panels = {**RESULTS, **ANALYSES}
+  for panel in config.panels:
+    if panel not in panels:
+      raise UserError(f'config.panels has {panel!r}; allowed are {", ".join(panels)}.')
+  if config.seeds < 1:
+    raise UserError(f'config.seeds is {config.seeds}; allowed is 1 or more. Set --config.seeds=...')

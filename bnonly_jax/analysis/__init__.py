@@ -1,0 +1,26 @@
+"""Looks into a trained network: gamma and beta, small gammas, ReLUs that never fire.
+
+From Python, for example what a network does without its small gammas:
+
+  from bnonly_jax import analysis
+
+  run = analysis.load('runs/digits')
+  params = run.variables['params']
+  trained, zeroed = analysis.evaluate(run, params, analysis.zero_small(params, 0.01))
+"""
+
+from bnonly_jax.analysis.evaluation import evaluate
+from bnonly_jax.analysis.evaluation import silent_relus
+from bnonly_jax.analysis.evaluation import thresholded
+from bnonly_jax.analysis.loading import load
+from bnonly_jax.analysis.loading import Loaded
+from bnonly_jax.analysis.tables import beta_table
+from bnonly_jax.analysis.tables import gamma_table
+from bnonly_jax.analysis.tables import relu_table
+from bnonly_jax.analysis.tables import THRESHOLDS
+from bnonly_jax.analysis.tables import zero_small
+from bnonly_jax.analysis.writing import analyse
+from bnonly_jax.analysis.writing import file_name
+
+__all__ = ['analyse', 'beta_table', 'evaluate', 'file_name', 'gamma_table', 'load', 'Loaded',
+           'relu_table', 'silent_relus', 'THRESHOLDS', 'thresholded', 'zero_small']

@@ -1,0 +1,259 @@
+"""From a config to all that training it takes: network, mask, optimizer, steps, shapes.
+
+Nothing is drawn, compiled or computed by `build`. Training, `--describe`, the analysis and the
+benchmarks all start here.
+"""
+
+from collections.abc import Sequence
+import functools
+import json
+from typing import Any
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from bnonly_jax import config as config_lib
+from bnonly_jax import data
+from bnonly_jax import masks
+from bnonly_jax import models
+from bnonly_jax import optimizer
+from bnonly_jax import steps
+from bnonly_jax.config import UserError
+from bnonly_jax.data import device
+from bnonly_jax.data import resident
+from bnonly_jax.data import streamed
+from bnonly_jax.models import from_torch
+
+
+class Experiment(NamedTuple):
+  """What a config describes.
+
+  Attributes:
+    config: fields as in `config.default_config`.
+    info: the data set's, train_images being the number in use.
+    target: where the steps run.
+    network: maps images to logits.
+    shapes: of the network's variables.
+    mask: what trains. Of random:K it is that of seed 0: every seed has as many in each tensor.
+    tx: the optimizer, masked.
+    learning_rate: its schedule, by the number of the step.
+    steps_per_epoch: training steps.
+    total_steps: of the whole run.
+    preparation: of the images, in training; evaluation takes its normalisation.
+    state: shapes of the state, of all replicates.
+    frozen: shapes of the frozen half, as it is drawn.
+    train_step: see `steps.train_step`.
+    eval_step: see `steps.eval_step`.
+    firing_step: see `steps.firing_step`.
+  """
+  config: ml_collections.ConfigDict
+  info: data.Info
+  target: steps.Target
+  network: nn.Module
+  shapes: dict[str, Any]
+  mask: dict[str, Any]
+  tx: optax.GradientTransformation
+  learning_rate: optax.Schedule
+  steps_per_epoch: int
+  total_steps: int
+  preparation: device.Preparation
+  state: Any
+  frozen: Any
+  train_step: Any
+  eval_step: Any
+  firing_step: Any
+
+  @property
+  def seeds(self) -> range:
+    """Those of the replicates."""
+    return range(self.config.seed, self.config.seed + self.config.replicates)
+
+  @property
+  def steps_a_call(self) -> int:
+    """How many training steps are made in one call where nothing is due between them."""
+    return self.config.steps_per_call if self.target.loops_pay else 1
+
+  @property
+  def eval_batch_size(self) -> int:
+    """Images in an evaluation step: config.eval_batch_size, up to a multiple of the devices."""
+    devices = len(self.target.devices)
+    return -(-self.config.eval_batch_size // devices) * devices
+
+
+def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
+          devices: Sequence[jax.Device] | None = None, backend: str = '') -> Experiment:
+  """Builds an experiment, after checks of all that a config can get wrong.
+
+  Experiments that differ in their seed alone, or in fields without influence on the state, have
+  the very same steps, so that these compile once.
+
+  Args:
+    config: fields as in `config.default_config`.
+    info: the data set's, if it is not to be looked up.
+    devices: of all processes, others perhaps than this machine's; None: all there are.
+    backend: for which the forms of computation are chosen: cpu, gpu or tpu; '' is the devices'.
+
+  Raises:
+    UserError: the config is not that of a run on these devices.
+  """
+  config_lib.validate(config)
+  info = info or data.find(config)
+  info = info._replace(train_images=round(config.data.subsample * info.train_images))
+  # Each process feeds one slice of a batch, to devices that lie side by side.
+  devices = tuple(devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
+  target = steps.Target(devices, backend or devices[0].platform, config.matmul_precision)
+  _check(config, info, len(devices))
+  program = {name: value for name, value in config_lib.flat(config).items()
+             if name not in (*config_lib.FREE, 'seed')}
+  built = _build(json.dumps(program), info._replace(path=None), target)
+  return built._replace(config=config, info=info)
+
+
+def _check(config, info, devices):
+  """Checks what the fields, the data set and the number of devices can tell together."""
+  require = functools.partial(config_lib.require, config)
+  require('batch_size', f'a multiple of the {devices} devices', config.batch_size % devices == 0)
+  require('batch_size', f'up to the {info.train_images} training images in use',
+          config.batch_size <= info.train_images)
+  channels = info.image_shape[-1]
+  for field in ('mean', 'std'):
+    require(f'data.{field}', f'one number or one for each of the {channels} channel(s)',
+            len(config.data[field]) in (1, channels))
+  for field, choices in (('norm', models.NORMS), ('weight_start', models.WEIGHT_STARTS),
+                         ('norm_start', models.NORM_STARTS)):
+    require(field, ', '.join(choices), config[field] in choices)
+  for field in ('replicates', 'steps_per_call'):
+    require(field, '1 where the data are streamed',
+            config[field] == 1 or resident.is_resident(config, info))
+
+
+@functools.lru_cache(maxsize=64)  # points of a sweep, whose seeds take turns
+def _build(fields, info, target):
+  """Builds an experiment of seed 0 from its fields as JSON."""
+  config = config_lib.default_config()
+  config.update_from_flattened_dict(json.loads(fields))
+  statistics = batchnorm_statistics(config, len(target.devices))
+  network = models.create(config.network, info.classes, models.Style(
+      config.norm, statistics, config.remat == 'block', target.backend))
+  shapes = models.variable_shapes(network, info.image_shape)
+  mask = masks.make_mask(config.train, shapes['params'])
+  steps_per_epoch = info.train_images // config.batch_size
+  total_steps = config.epochs * steps_per_epoch
+  learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
+                                     steps_per_epoch)
+  tx = optimizer.create(config.optimizer, learning_rate, mask)
+  preparation = device.Preparation(
+      info.image_shape, config.data.pad, config.data.flip, tuple(config.data.mean),
+      tuple(config.data.std), config.compute_dtype)
+  state, frozen = jax.eval_shape(lambda drawn: steps.create_state(drawn, mask, tx), shapes)
+  if config.replicates > 1:
+    more = lambda leaf: jax.ShapeDtypeStruct((config.replicates, *leaf.shape), leaf.dtype)
+    state, frozen = jax.tree.map(more, (state._replace(step=None), frozen))
+    state = state._replace(step=jax.ShapeDtypeStruct((), np.int32))
+  return Experiment(
+      config, info, target, network, shapes, mask, tx, learning_rate, steps_per_epoch, total_steps,
+      preparation, state, frozen,
+      steps.train_step(network, tx, learning_rate, preparation, target, config.replicates),
+      steps.eval_step(network, preparation, target, config.replicates),
+      steps.firing_step(network, preparation, target))
+
+
+def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> models.Statistics:
+  """Returns how BatchNorm takes its statistics over config.batchnorm_images, on so many devices.
+
+  Raises:
+    UserError: the global batch, or what each device has of it, cannot be cut into such groups.
+  """
+  batch, share = config.batch_size, config.batch_size // devices
+  images = config.batchnorm_images or batch
+  fitting = [n for n in range(1, batch + 1)
+             if batch % n == 0 and (n % share == 0 or share % n == 0)]
+  if config.norm != 'batch':
+    return models.Statistics()
+  if images not in fitting:
+    nearest = [max((n for n in fitting if n < images), default=None),
+               min((n for n in fitting if n > images), default=None)]
+    allowed = ' and '.join(str(n) for n in nearest if n)
+    raise UserError(
+        f'config.batchnorm_images is {images}, into which a batch of {batch} images on {devices}'
+        f' device(s), {share} each, cannot be cut; allowed are divisors of the batch that divide'
+        f' {share} or are multiples of it, the nearest being {allowed}; 0 is the whole batch. Set'
+        f' --config.batchnorm_images=...')
+  if images <= share:
+    return models.Statistics(parts=share // images)
+  together = images // share
+  groups = None if together == devices else tuple(
+      tuple(range(first, first + together)) for first in range(0, devices, together))
+  return models.Statistics(steps.AXIS, groups)
+
+
+def draw_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
+  """Returns the variables that a replicate starts from: drawn, or read from config.init_from.
+
+  Raises:
+    UserError: config.init_from cannot be read or does not fit the network.
+  """
+  config = experiment.config
+  if config.init_from:
+    return from_torch.convert(from_torch.read(config.init_from), experiment.network,
+                              experiment.shapes)
+  return models.initialise(experiment.network, experiment.info.image_shape, seed,
+                           config.weight_start, config.norm_start)
+
+
+def start(experiment: Experiment) -> tuple[steps.State, Any]:
+  """Returns the state before the first step and the frozen half, on the host, of all replicates.
+
+  Raises:
+    UserError: as `draw_variables`.
+  """
+  starts = []
+  for seed in experiment.seeds:
+    variables = draw_variables(experiment, seed)
+    mask = masks.make_mask(experiment.config.train, variables['params'], seed)
+    starts.append(steps.create_state(variables, mask, experiment.tx))
+  return steps.stack(starts)
+
+
+def place(experiment: Experiment, state: steps.State, frozen: Any
+          ) -> tuple[steps.State, Any, jax.Array]:
+  """Puts a state and a frozen half on the devices, as the steps take them, and the seed."""
+  frozen = steps.cast_kernels(frozen, experiment.config.compute_dtype)
+  return device.place((state, frozen, np.int32(experiment.config.seed)), experiment.target.local)
+
+
+def open_source(experiment: Experiment) -> data.Source:
+  """Opens the experiment's data set, which must be prepared: resident or streamed.
+
+  Raises:
+    UserError: a bad image, in a resident set.
+  """
+  config, info = experiment.config, experiment.info
+  way = resident if resident.is_resident(config, info) else streamed
+  return way.open_source(config, info, jax.process_index(), jax.process_count())
+
+
+def train_arguments(experiment: Experiment, number: int = 1) -> tuple[Any, ...]:
+  """Returns the shapes of what a call of the training step takes, to lower and compile it.
+
+  Args:
+    experiment: on any devices.
+    number: steps in the call.
+  """
+  config, info, devices = experiment.config, experiment.info, len(experiment.target.devices)
+  shape = jax.ShapeDtypeStruct
+  share = (devices, config.batch_size // devices)
+  if resident.is_resident(config, info):
+    whole = data.Images(shape((info.train_images, device.row_size(info.image_shape)), np.uint8),
+                        shape((info.train_images,), np.int32))
+    batch = shape((*share, *(n for n in (config.replicates, number) if n > 1)), np.int32)
+  else:
+    whole = None
+    batch = data.Images(shape((*share, *info.image_shape), np.uint8), shape(share, np.int32))
+  frozen = jax.eval_shape(lambda tree: steps.cast_kernels(tree, config.compute_dtype),
+                          experiment.frozen)
+  return experiment.state, frozen, whole, batch, shape((), np.int32)

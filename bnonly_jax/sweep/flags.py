@@ -1,0 +1,44 @@
+"""The flags that training the runs of a sweep and drawing them share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+
+from bnonly_jax import command_line
+
+flags.disclaim_key_flags()  # --help of a program shows the flags that are defined here as its own
+
+
+def define() -> tuple[flags.FlagHolder, flags.FlagHolder, Callable[[], str]]:
+  """Defines --config and --workdir; returns both, and what says what is wrong with them or ''."""
+  config = command_line.define_config()
+  workdir = flags.DEFINE_string('workdir', None, 'Folder of all the runs of the sweep.')
+
+  def wrong():
+    if not config.value or not workdir.value:
+      return ('--config=FILE.py[:SCALE] and --workdir=DIR are both needed. Try --config='
+              'configs/figures/main_depth.py:smoke --workdir=runs/smoke, or --help.')
+    return ignored(config.value, config_flags.get_override_values(flags.FLAGS['config']))
+
+  return config, workdir, wrong
+
+
+def ignored(config: ml_collections.ConfigDict, given: dict[str, Any]) -> str:
+  """Says which field given on the command line the points of a sweep would override; '' if none.
+
+  Args:
+    config: the sweep's.
+    given: values by dotted field, those of the command line alone.
+  """
+  for name, value in given.items():
+    field = name.removeprefix('base.')
+    own = [point.changes[field] for point in config.get('points', ()) if field in point.changes]
+    if name != field and own:
+      values = ', '.join(map(str, dict.fromkeys(own)))
+      return (f'--config.{name}={value} would not reach all runs: points of this sweep set {field}'
+              f' themselves, to {values}. Leave it out. --only=EXPRESSION of bnonly_jax.sweep'
+              ' chooses points by the names that its --list shows.')
+  return ''
