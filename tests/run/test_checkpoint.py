@@ -15,7 +15,7 @@ PENDING = [{'loss': float(np.float32(0.1)), 'accuracy': 0.5}]
 
 
 def saved(workdir, setup, number_of_steps=1):
-  state, _, _ = setup.run(1, devices=1)
+  state, _, _ = setup.run(1)
   with checkpoint.open_checkpointer(workdir, 2) as checkpointer:
     for step in range(1, number_of_steps + 1):
       assert checkpoint.save(checkpointer, step, state, PENDING)
