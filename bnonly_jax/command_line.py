@@ -4,6 +4,8 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import contextlib
 import ctypes
+import importlib.metadata
+import importlib.util
 import logging as standard_logging
 import os
 import re
@@ -33,8 +35,11 @@ def define_config() -> flags.FlagHolder:
       lock_config=True)
 
 
-def define_processes() -> Callable[[], None]:
-  """Defines the flags of several processes; returns what joins them, to be called first of all."""
+def define_processes() -> Callable[[], dict[str, Any]]:
+  """Defines the flags of several processes; returns what gives `processes.initialize` their values.
+
+  That is to be called before anything else of JAX.
+  """
   coordinator = flags.DEFINE_string(
       'coordinator', '', 'Several processes: HOST:PORT of process 0. Not needed on TPU pods and'
       ' under Slurm, Open MPI and Kubernetes, which say so themselves.')
@@ -46,24 +51,29 @@ def define_processes() -> Callable[[], None]:
   timeout = flags.DEFINE_integer(
       'start_timeout', 300, 'Seconds to wait for the other processes at the start.')
 
-  def join():
-    from bnonly_jax.run import processes  # here, so that a mistake in the flags is told at once
-    processes.initialize(os.environ, coordinator.value, number.value, index.value, timeout.value,
-                         distributed.value)
-
-  return join
+  return lambda: {'coordinator': coordinator.value, 'number': number.value, 'index': index.value,
+                  'timeout': timeout.value, 'force': distributed.value}
 
 
 def keep_freed_memory() -> None:
-  """Tells glibc not to give XLA's temporary buffers back after each step.
+  """Tells glibc not to give XLA's temporary buffers back after each step, where the CPU trains.
 
-  Taking them again costs a page fault for each 4 KiB, a quarter of a CPU step. The numbers are
+  Taking them again costs a page fault for each 4 KiB, a quarter of a CPU step. It is to be told
+  before JAX starts its backend, whose threads keep the arenas that they find. The numbers are
   M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX and M_ARENA_MAX of glibc's malloc.h.
   """
-  if sys.platform == 'linux':
+  if sys.platform == 'linux' and _only_cpu(os.environ.get('JAX_PLATFORMS', '')):
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     for parameter, value in ((-1, 2**31 - 1), (-2, 2**28), (-4, 0), (-8, 1)) if mallopt else ():
       mallopt(parameter, value)
+
+
+def _only_cpu(platforms):
+  """Whether JAX will take the CPU for sure: so it is told, or nothing else is installed."""
+  if platforms:
+    return platforms.split(',')[0] == 'cpu'
+  return not (importlib.util.find_spec('jax_plugins') or importlib.util.find_spec('libtpu')
+              or importlib.metadata.entry_points(group='jax_plugins'))
 
 
 def keep_compiled_programs() -> None:

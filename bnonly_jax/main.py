@@ -4,7 +4,12 @@ r"""Runs one experiment, or goes on with it:
       [--config.FIELD=VALUE ...]
 
 The same command again goes on after a kill, and shows the result of a finished run.
+
+Exit codes: 0 finished, 1 an error, 3 the run diverged, 130 Ctrl-C, 143 SIGTERM or a preemption.
 """
+
+import os
+import sys
 
 from absl import flags
 
@@ -16,7 +21,7 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder for all that the run writes: new, empty, or of this very run.')
 _PROFILE = flags.DEFINE_bool(
     'profile', False, 'Write a trace of 50 steps into WORKDIR/profile, for Perfetto or XProf.')
-_JOIN_PROCESSES = command_line.define_processes()
+_PROCESSES = command_line.define_processes()
 _DESCRIBE = flags.DEFINE_bool(
     'describe', False, 'Print parameters, FLOPs and bytes of the config, and train nothing.')
 
@@ -32,12 +37,14 @@ def missing() -> str:
 def main() -> None:
   # Here, so that a mistake in the flags is told at once.
   from bnonly_jax.describe import print_description
+  from bnonly_jax.run import processes
   from bnonly_jax.train import train_and_evaluate
-  _JOIN_PROCESSES()
+  processes.initialize(os.environ, **_PROCESSES())
   if _DESCRIBE.value:
     print_description(_CONFIG.value)
   else:
-    train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+    result = train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+    sys.exit(3 if result['diverged'] else 0)
 
 
 if __name__ == '__main__':

@@ -220,6 +220,8 @@ def _save(tools, step, state):
   """Writes a checkpoint. A line that is due comes before, else a restart would write it again."""
   if tools.log.line_due:
     tools.log.flush()
+  if tools.writer:
+    tools.writer.flush()  # no checkpoint is ahead of its lines, in a bucket either
   tools.saver.save(step, state, tools.log.pending())
 
 

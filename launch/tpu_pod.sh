@@ -3,7 +3,8 @@
 #
 #   launch/tpu_pod.sh create            asks for the slice and waits until it is there
 #   launch/tpu_pod.sh setup             copies this repository to all workers and installs it
-#   launch/tpu_pod.sh run FLAGS...      trains (PROGRAM, bnonly_jax.main unless set); survives preemption
+#   launch/tpu_pod.sh run FLAGS...      trains (PROGRAM, bnonly_jax.main unless set) until result.json is
+#                                       in the workdir; survives preemption; exit code 3: it diverged
 #   launch/tpu_pod.sh status            the state of the request and of the slice
 #   launch/tpu_pod.sh logs              the last lines of worker 0, and those to come
 #   launch/tpu_pod.sh stop              SIGTERM to all workers: a checkpoint is written, run ends
@@ -20,7 +21,7 @@ fail() {
 }
 
 usage() {
-  sed -n '3,15s/^# \{0,1\}//p' "$0"
+  sed -n '3,16s/^# \{0,1\}//p' "$0"
 }
 
 action=${1:-}
@@ -79,28 +80,60 @@ setup() {
   on all 'mkdir -p bnonly && tar -xzf bnonly.tar.gz -C bnonly && cd bnonly &&
     { command -v python3.11 || { sudo apt-get update -qq &&
       sudo apt-get install -y -qq python3.11 python3.11-venv; }; } > /dev/null &&
-    python3.11 -m venv .venv && .venv/bin/pip install -q -e ".[tpu]" gcsfs'
+    python3.11 -m venv .venv && .venv/bin/pip install -q -e ".[tpu,bucket]"'
+}
+
+# What worker 0 finds in WORKDIR: whether there is a result (True or False), and all checkpoints.
+look() {
+  on 0 "cd bnonly && .venv/bin/python -c 'import sys; from etils import epath
+found, saved = epath.Path(sys.argv[1]), \"checkpoints/*/commit_success.txt\"
+print((found / \"result.json\").exists(),
+      *sorted(str(path) for where in (\"\", \"*/*/\") for path in found.glob(where + saved)))' $1"
 }
 
 run() {
-  local code flags
-  [[ " $*" == *" --workdir=gs://"* ]] || fail "--workdir is to be a bucket, gs://..., in: $*"
+  local flag flags workdir='' said codes found before='' program=${PROGRAM:-bnonly_jax.main} tries=0
+  for flag in "$@"; do
+    if [[ $flag == --workdir=gs://* ]]; then printf -v workdir '%q' "${flag#--workdir=}"; fi
+  done
+  [[ $workdir ]] || fail "--workdir is to be a bucket, gs://..., in: $*"
   printf -v flags ' %q' "$@"
   while true; do
-    code=0
-    on all "cd bnonly && { .venv/bin/python -m ${PROGRAM:-bnonly_jax.main} --distributed$flags; echo \"exit \$?\"; } \
-      > run.log 2>&1; tail -n 1 run.log | grep -qxE 'exit (0|143)'" || code=$?
-    sleep "$wait"  # a slice that is being taken away is ACTIVE for a while; 143 may mean that, too
-    if [[ $(request_state) == ACTIVE ]]; then
-      if ((code == 0)); then break; fi
+    # Each worker says how its process ended; one that is taken away meanwhile does not.
+    said=$(on all "cd bnonly && rm -f stopped &&
+      { .venv/bin/python -m $program --distributed$flags; echo \"exit \$?\"; } > run.log 2>&1
+      if [ -e stopped ]; then echo stopped; else tail -n 1 run.log; fi") || said+=$'\nexit ssh'
+    codes=$(grep -oE '(exit ([0-9]+|ssh)|stopped)$' <<< "$said" | sort -u | tr '\n' ' ') || true
+    if [[ $codes == *stopped* ]]; then
+      echo 'stopped; the same command goes on from the last checkpoint'
+      exit 143
+    fi
+    sleep "$wait"  # a slice that is being taken away is ACTIVE for a while
+    found=$(look "$workdir") || found=''
+    if [[ $program == *sweep && $codes == 'exit 0 ' ||
+      $found == True* && $codes =~ exit\ [03]\  && ! $codes =~ exit\ (1|2|ssh)\  ]]; then
+      on 0 'tail -n 3 bnonly/run.log' || true
+      if [[ $codes == *'exit 3 '* ]]; then exit 3; fi
+      return
+    fi
+    if [[ $(request_state) != ACTIVE ]]; then
+      echo "$(date +%T) $name was preempted; asking again"
+      create
+      setup
+      continue
+    fi
+    if ! [[ $codes =~ ^(exit\ 0\ )?exit\ 143\ $ ]]; then
       on 0 'tail -n 30 bnonly/run.log' || true
       fail "the run ended with an error; its log is above, and bnonly/run.log on each worker"
     fi
-    echo "$(date +%T) $name was preempted; asking again"
-    create
-    setup
+    if [[ $found != "$before" ]]; then tries=0; fi
+    before=$found
+    if ((++tries == 3)); then
+      on 0 'tail -n 30 bnonly/run.log' || true
+      fail 'the run was told to end 3 times in a row and saved nothing new; its log is above'
+    fi
+    echo "$(date +%T) the run was told to end, and $name is there; starting again"
   done
-  on 0 'tail -n 3 bnonly/run.log'
 }
 
 case $action in
@@ -112,6 +145,6 @@ case $action in
     ;;
   logs) on 0 'tail -n 100 -f bnonly/run.log' ;;
   # Anchored: the shell that waits for the run has these words in its command line too.
-  stop) on all 'pkill -TERM -f ^.venv/bin/python' ;;
+  stop) on all 'touch bnonly/stopped; pkill -TERM -f ^.venv/bin/python' ;;
   delete) "${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force ;;
 esac

@@ -90,14 +90,15 @@ def test_setup_copies_the_repository_to_all_workers_and_installs_it(stubs):
   assert ' ssh bn ' in install and '--worker=all' in install
 
 
-@pytest.mark.parametrize('code', [255, 0])  # gone at once, or after a checkpoint
-def test_run_comes_back_after_a_preemption(stubs, code):
+@pytest.mark.parametrize('code, said', [(255, ''), (0, 'exit 143')])  # at once, or after a save
+def test_run_comes_back_after_a_preemption(stubs, code, said):
   flags = ['--config=configs/cifar10.py:resnet110', '--workdir=gs://b/run',
            '--config.train=a b']
   done, calls = run(stubs, 'tpu_pod.sh', 'run', *flags, **POD, answers=[
-      ('gcloud', 'bnonly_jax.main', code, ''), ('gcloud', STATE, 0, 'SUSPENDED'),
+      ('gcloud', 'bnonly_jax.main', code, said), ('gcloud', 'result.json', 255, ''),
+      ('gcloud', STATE, 0, 'SUSPENDED'),
       ('gcloud', STATE, 0, 'SUSPENDED'), ('gcloud', STATE, 0, 'ACTIVE'),
-      ('gcloud', 'bnonly_jax.main', 0, ''), ('gcloud', STATE, 0, 'ACTIVE')])
+      ('gcloud', 'bnonly_jax.main', 0, 'exit 0'), ('gcloud', 'result.json', 0, 'True')])
   assert done.returncode == 0, done.stderr
   text = '\n'.join(' '.join(call) for call in calls)
   assert text.count('-m bnonly_jax.main') == 2 and 'was preempted; asking again' in done.stdout
@@ -107,16 +108,54 @@ def test_run_comes_back_after_a_preemption(stubs, code):
   assert calls[-1][-2:] == ['--worker=0', '--command=tail -n 3 bnonly/run.log']
 
 
-def test_run_stops_at_an_error_with_the_log_of_worker_0(stubs):
-  done, calls = run(stubs, 'tpu_pod.sh', 'run', '--workdir=gs://b/run', **POD, answers=[
-      ('gcloud', 'bnonly_jax.main', 1, ''), ('gcloud', STATE, 0, 'ACTIVE')])
-  assert done.returncode == 2 and 'the run ended with an error' in done.stderr
-  assert '--worker=0' in calls[-1]
+def pod_run(stubs, *rounds, **environment):
+  """Runs on a slice that stays; `rounds` are what the workers and the workdir say, in turn."""
+  done, calls = run(stubs, 'tpu_pod.sh', 'run', '--workdir=gs://b/run', **POD, **environment,
+                    answers=[answer for said, found in rounds for answer in (
+                        ('gcloud', '--distributed', 0, said), ('gcloud', 'result.json', 0, found),
+                        ('gcloud', STATE, 0, 'ACTIVE'))])
+  return done, sum('--distributed' in ' '.join(call) for call in calls)
+
+
+@pytest.mark.parametrize('said, found', [
+    ('exit 1', 'False'), ('exit 0\nexit 1', 'False'), ('exit 1', 'True'), ('exit 0', 'False'),
+    ('', 'False'), ('exit 143\nexit 1', 'False')])
+def test_run_stops_at_an_error_with_the_log_of_worker_0(stubs, said, found):
+  done, starts = pod_run(stubs, (said, found))
+  assert done.returncode == 2 and 'the run ended with an error' in done.stderr and starts == 1
+  last = json.loads((stubs / 'calls').read_text().splitlines()[-1])
+  assert last[-2:] == ['--worker=0', '--command=tail -n 30 bnonly/run.log']
+
+
+@pytest.mark.parametrize('rounds, code, program', [
+    ([('exit 0\nexit 0', 'True c/5')], 0, 'bnonly_jax.main'),
+    ([('exit 3\nexit 143', 'True c/5')], 3, 'bnonly_jax.main'),  # diverged
+    ([('exit 0', 'False c/5')], 0, 'bnonly_jax.sweep'),
+    ([('exit 143', 'False c/5'), ('exit 0', 'True c/9')], 0, 'bnonly_jax.main'),
+    ([('exit 143', 'True c/5'), ('exit 0', 'True c/9')], 0, 'bnonly_jax.main'),  # a shorter run's
+    ([('exit 143\nexit 143', f'False c/{step}') for step in (5, 5, 9, 9)] + [('exit 0', 'True')], 0,
+     'bnonly_jax.main')])
+def test_told_to_end_where_the_slice_stays_the_run_goes_on_to_its_result(stubs, rounds, code,
+                                                                         program):
+  done, starts = pod_run(stubs, *rounds, PROGRAM=program)
+  assert done.returncode == code and starts == len(rounds), done.stderr
+  assert done.stdout.count('starting again') == len(rounds) - 1
+
+
+def test_a_run_that_is_told_to_end_again_and_again_and_saves_nothing_ends(stubs):
+  done, starts = pod_run(stubs, *[('exit 143', 'False c/5')] * 9)
+  assert done.returncode == 2 and starts == 3
+  assert 'told to end 3 times in a row and saved nothing new' in done.stderr
+
+
+def test_a_run_that_was_stopped_is_not_started_again(stubs):
+  done, starts = pod_run(stubs, ('stopped\nstopped', 'False'))
+  assert done.returncode == 143 and starts == 1 and 'stopped; the same command' in done.stdout
 
 
 @pytest.mark.parametrize('action, expected', [
     ('status', 'queued-resources describe bn'), ('logs', '--worker=0 --command=tail -n 100 -f'),
-    ('stop', '--worker=all --command=pkill -TERM -f ^.venv/bin/python'),
+    ('stop', '--worker=all --command=touch bnonly/stopped; pkill -TERM -f ^.venv/bin/python'),
     ('delete', 'queued-resources delete bn')])
 def test_the_other_actions(stubs, action, expected):
   done, calls = run(stubs, 'tpu_pod.sh', action, **POD)
@@ -132,15 +171,18 @@ def test_mistakes_are_told_before_anything_is_asked_for(stubs, arguments, enviro
   assert done.returncode == 2 and message in done.stderr and not calls
 
 
-@pytest.mark.parametrize('code, requeued', [(0, False), (1, False), (143, True)])
-def test_slurm_runs_one_task_a_node_and_queues_again_after_a_signal(stubs, code, requeued):
-  done, calls = run(stubs, 'slurm.sbatch', '--config=c.py', '--workdir=/shared/run',
+@pytest.mark.parametrize('code, result, requeued', [
+    (0, True, False), (1, False, False), (143, False, True), (3, True, False), (143, True, False)])
+def test_slurm_runs_one_task_a_node_and_queues_again_after_a_signal(stubs, code, result, requeued):
+  if result:
+    (stubs / 'result.json').touch()
+  done, calls = run(stubs, 'slurm.sbatch', '--config=c.py', f'--workdir={stubs}',
                     SLURM_SUBMIT_DIR=str(stubs), SLURM_JOB_ID='7', PYTHON='python3',
                     SLURM_CPUS_PER_TASK='8',
                     answers=[('srun', 'bnonly_jax.main', code, '')])
   assert done.returncode == code
   assert calls[0] == ['srun', '--cpus-per-task=8', '--kill-on-bad-exit=1', 'python3', '-m',
-                      'bnonly_jax.main', '--config=c.py', '--workdir=/shared/run']
+                      'bnonly_jax.main', '--config=c.py', f'--workdir={stubs}']
   assert (['scontrol', 'requeue', '7'] in calls) == requeued
   header = (LAUNCH / 'slurm.sbatch').read_text()
   for line in ('--ntasks-per-node=8', '--requeue', '--signal=TERM@120', '--open-mode=append'):

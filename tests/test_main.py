@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 from orbax.checkpoint import v1 as ocp
 import pytest
 
+from bnonly_jax import command_line
 from bnonly_jax.run import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -97,6 +99,31 @@ def test_one_command_trains_and_the_same_command_again_shows_the_result(data_dir
   again = call(*digits(data_dir, tmp_path / 'run'))
   assert again.returncode == 0 and 'finished' in again.stdout
   assert first.stdout.splitlines()[-2:] == again.stdout.splitlines()[-2:]
+
+
+@pytest.mark.parametrize('platforms, installed, kept', [
+    ('', '', True), ('cpu', 'libtpu', True), ('cuda,cpu', '', False), ('', 'jax_plugins', False),
+    ('', 'libtpu', False), ('', 'entry point', False)])
+def test_malloc_is_told_to_keep_memory_where_the_cpu_trains(monkeypatch, platforms, installed,
+                                                             kept):
+  told = []
+  monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(command_line.sys, 'platform', 'linux')
+  monkeypatch.setattr(command_line.ctypes, 'CDLL', lambda _: types.SimpleNamespace(
+      mallopt=lambda *arguments: told.append(arguments)))
+  monkeypatch.setattr(command_line.importlib.util, 'find_spec', lambda name: name == installed)
+  monkeypatch.setattr(command_line.importlib.metadata, 'entry_points',
+                      lambda group: ['cuda'] if installed == 'entry point' else [])
+  command_line.keep_freed_memory()
+  assert len(told) == (4 if kept else 0)
+
+
+def test_a_run_that_diverges_has_an_exit_code_of_its_own(data_dir, tmp_path):
+  arguments = digits(data_dir, tmp_path / 'run', '--config.optimizer.learning_rate=1e12',
+                     '--config.optimizer.warmup_epochs=0', '--config.log_every=1')
+  for said in ('diverged: step', 'holds this run, finished'):
+    done = call(*arguments)
+    assert done.returncode == 3 and said in done.stdout and done.stderr == '', done.stderr
 
 
 DIE = '''
@@ -212,9 +239,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(data_dir, t
                        '--config.checkpoint_keep=99')
     full = call(*arguments)
     assert full.returncode == 1, full.stdout + full.stderr
-    # Orbax logs tracebacks of its own above it, and one below if it is late.
-    (said,) = [line for line in full.stderr.splitlines() if line.startswith('error: ')]
-    assert 'cannot be written (No space left on device' in said
+    (said,) = full.stderr.splitlines()
+    assert said.startswith('error: ') and 'cannot be written (No space left on device' in said
     assert not (disk / 'run/result.json').exists()
     subprocess.run(['mount', '-o', 'remount,size=60m', disk], check=True)
     done = call(*arguments)

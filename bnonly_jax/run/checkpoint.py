@@ -6,21 +6,22 @@ functions together, as Orbax wants it; each has the whole state, and the first w
 
 from collections.abc import Iterator
 import contextlib
-import errno
 import hashlib
 import json
-import os
 import time
 from typing import Any
 
 from etils import epath
 import jax
 import numpy as np
+from orbax.checkpoint import utils as orbax_utils
 from orbax.checkpoint import v1 as ocp
 
 from bnonly_jax.config import UserError
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
 from bnonly_jax.run import processes
+from bnonly_jax.run import workdir as workdir_lib
 
 
 @contextlib.contextmanager
@@ -42,32 +43,23 @@ def open_checkpointer(workdir: epath.Path, keep: int, keep_every: int = 0
   policy = policies.LatestN(keep)
   if keep_every:
     policy = policies.AnyPreservationPolicy([policy, policies.EveryNSteps(keep_every)])
-  checkpointer = ocp.training.Checkpointer(
-      workdir / 'checkpoints',
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=policy, cleanup_tmp_directories=True)
-  try:
-    yield checkpointer
-  except Exception:
-    with contextlib.suppress(Exception):  # what ends the run is to be told, not what follows
-      checkpointer.close()
-    raise
-  except BaseException:  # a signal: the checkpoint that was begun is to be written
-    with _told_as_os_error():
-      checkpointer.close()
-    raise
-  with _told_as_os_error():
-    checkpointer.close()
-
-
-@contextlib.contextmanager
-def _told_as_os_error():
-  try:
-    yield
-  except Exception as error:  # Orbax's stores have their own ways to say that the disk is full
-    if not any(text in str(error) for text in (os.strerror(errno.ENOSPC), 'RESOURCE_EXHAUSTED')):
+  with full_disk.quietly():
+    checkpointer = ocp.training.Checkpointer(
+        workdir / 'checkpoints',
+        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+        preservation_policy=policy, cleanup_tmp_directories=True)
+    try:
+      yield checkpointer
+    except Exception:
+      with contextlib.suppress(Exception):  # what ends the run is to be told, not what follows
+        checkpointer.close()
       raise
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except BaseException:  # a signal: the checkpoint that was begun is to be written
+      with full_disk.as_os_error():
+        checkpointer.close()
+      raise
+    with full_disk.as_os_error():
+      checkpointer.close()
 
 
 def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
@@ -91,7 +83,7 @@ def save(checkpointer: ocp.training.Checkpointer, step: int, state: Any,
   if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state)):
     return False
   pending = list(pending)
-  with _told_as_os_error():
+  with full_disk.as_os_error():
     checkpointer.save_async(step, state, custom_metadata={
         'pending': pending, 'sha256': _digest(state, pending)})
   return True
@@ -152,7 +144,7 @@ def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]]
       target = workdir / 'damaged' / str(step)
       while target.exists():
         target = target.with_name(target.name + '_')
-      (workdir / 'checkpoints' / str(step)).rename(target)
+      workdir_lib.move(workdir / 'checkpoints' / str(step), target)
 
   processes.on_main(move)
   return state, pending, [f'the checkpoint of step {step} is damaged ({reason}); it is in'
@@ -160,10 +152,19 @@ def restore(workdir: epath.Path, like: Any) -> tuple[Any, list[dict[str, float]]
 
 
 def kept(workdir: epath.Path) -> list[int]:
-  """Returns the steps of which the workdir has checkpoints, ascending."""
+  """Returns the steps of which the workdir has checkpoints written to their end, ascending."""
   folder = workdir / 'checkpoints'
   return sorted(int(path.name) for path in folder.iterdir()
-                if path.name.isdigit()) if folder.exists() else []
+                if path.name.isdigit() and finished(path)) if folder.exists() else []
+
+
+def finished(path: epath.Path) -> bool:
+  """Whether what Orbax saved to a path is there, and written to its end.
+
+  On a disk a folder gets its name when all is written. In a bucket, where nothing can be renamed,
+  its files appear one by one and a last one says that all are there.
+  """
+  return orbax_utils.is_checkpoint_finalized(path)
 
 
 def read(workdir: epath.Path, like: Any, found: list[int]
@@ -217,12 +218,20 @@ def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
   path = workdir / 'frozen'
   if not jax.tree.leaves(frozen):
     return frozen
-  if not processes.on_main(path.exists):
-    values = jax.tree.map(np.asarray, frozen)
-    with _told_as_os_error():
-      ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
-    return frozen
-  return read_frozen(workdir, frozen)
+
+  def there():
+    if finished(path):
+      return True
+    if path.exists():  # its writing was cut off
+      path.rmtree()
+    return False
+
+  if processes.on_main(there):
+    return read_frozen(workdir, frozen)
+  values = jax.tree.map(np.asarray, frozen)
+  with full_disk.quietly(), full_disk.as_os_error():
+    ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
+  return frozen
 
 
 def read_frozen(workdir: epath.Path, like: Any) -> Any:

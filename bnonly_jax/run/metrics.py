@@ -1,7 +1,6 @@
 """What a run tells people while it goes on: metrics.jsonl, TensorBoard events, the terminal."""
 
 from collections.abc import Sequence
-import io
 import json
 import math
 import os
@@ -18,7 +17,8 @@ import rich.table
 import tensorboardX
 
 from bnonly_jax import masks
-from bnonly_jax.run import workdir as workdir_lib
+from bnonly_jax.run import lines
+from bnonly_jax.run import reading
 
 console = rich.console.Console(highlight=False, soft_wrap=True)
 
@@ -72,38 +72,43 @@ class Writer:
 
   def __init__(self, workdir: epath.Path, start_step: int):
     workdir = epath.Path(workdir)
-    self._path = workdir / 'metrics.jsonl'
     kept = [line for line in read(workdir) if start_step and line['step'] <= start_step]
     if (workdir / 'tensorboard').exists():
       (workdir / 'tensorboard').rmtree()
     self._events = tensorboardX.SummaryWriter(os.fspath(workdir / 'tensorboard'))
-    self._remote, self._file, self._text = False, io.StringIO(), ''
+    self._file = lines.Lines(workdir / 'metrics.jsonl', ''.join(map(_text, kept)))
     for line in kept:
-      self.write(line.pop('step'), line)
-    workdir_lib.write_text(self._path, self._text)
-    self._remote = workdir_lib.is_remote(workdir)
-    if not self._remote:
-      self._file = self._path.open('a')
+      self._add_events(line)
 
   def write(self, step: int, scalars: dict[str, float | list[float]]) -> None:
-    """Writes one line at once: a killed process loses none of the lines before.
+    """Writes one line, on a disk at once: a killed process loses none of the lines before.
 
     Lists, which hold a number for each replicate, go to metrics.jsonl alone.
     """
     line = {'step': step, **{name: _finite(value) for name, value in scalars.items()}}
-    text = json.dumps(line) + '\n'
-    self._text += text
-    self._file.write(text)
+    self._file.append(_text(line))
+    self._add_events(line)
+
+  def flush(self) -> None:
+    """Returns when all lines are in the workdir, a bucket too.
+
+    Raises:
+      OSError: they cannot be written.
+    """
     self._file.flush()
-    if self._remote:  # nothing can be appended there: each line writes all anew
-      self._path.write_text(self._text)
+
+  def _add_events(self, line):
     for name, value in line.items():
       if name != 'step' and isinstance(value, int | float):
-        self._events.add_scalar(name.replace('_', '/', 1), value, step)
+        self._events.add_scalar(name.replace('_', '/', 1), value, line['step'])
 
   def close(self) -> None:
-    self._file.close()
     self._events.close()
+    self._file.close()
+
+
+def _text(line):
+  return json.dumps(line) + '\n'
 
 
 def _finite(value):
@@ -118,14 +123,8 @@ def evaluated(workdir: epath.Path, step: int) -> bool:
 
 
 def read(workdir: epath.Path) -> list[dict[str, Any]]:
-  """Returns the lines of metrics.jsonl; one that a kill cut short ends the list."""
-  path, lines = workdir / 'metrics.jsonl', []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return lines
+  """Returns the lines of metrics.jsonl; as `reading.lines`."""
+  return reading.lines(workdir)
 
 
 class TrainLog:

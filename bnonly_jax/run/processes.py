@@ -23,7 +23,7 @@ import numpy as np
 
 from bnonly_jax.config import UserError
 
-_ROOM = 1 << 16  # bytes of a message from the main process
+_PIECE = 1 << 16  # a message is filled up to a multiple of so many bytes, so that few sizes compile
 _PEER_SECONDS = 30  # without a sign of life, after which a process counts as dead
 _calls = itertools.count()  # of `preempted`, over all runs of a sweep
 
@@ -122,12 +122,12 @@ def on_main(call: Callable[[], Any]) -> Any:
 
 
 def _from_main(message):
-  """Returns the bytes that the main process has, in all."""
-  buffer = np.zeros(_ROOM, np.uint8)
+  """Returns the bytes that the main process has, in all: how many there are comes first."""
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+  buffer = np.zeros(-(-length // _PIECE) * _PIECE, np.uint8)
   if is_main():
-    buffer[:len(message)] = np.frombuffer(message, np.uint8)
-  received = multihost_utils.broadcast_one_to_all(buffer)
-  return np.asarray(received).tobytes().rstrip(b'\0')
+    buffer[:length] = np.frombuffer(message, np.uint8)
+  return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()[:length]
 
 
 def require_equal(what: str, value: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import fcntl
+import importlib.util
 import json
 import os
 import platform
@@ -21,11 +22,24 @@ from bnonly_jax.config import default_config
 from bnonly_jax.config import flat
 from bnonly_jax.config import FREE
 from bnonly_jax.config import UserError
+from bnonly_jax.run import reading
+
+# Besides, until a checkpoint is there: without one the run starts anew, and these are what messages
+# advise to change. Until there is a line of training either, a folder is no run's, and all may.
+FREE_UNTIL_SAVED = ('data.bad_images', 'data.test_split')
 
 
 def path(workdir: str | os.PathLike) -> epath.Path:
-  """Returns a workdir's path, absolute."""
+  """Returns a workdir's path, absolute.
+
+  Raises:
+    UserError: it is in a bucket, and the package that reads and writes buckets is missing.
+  """
   found = epath.Path(workdir).expanduser()
+  if os.fspath(found).startswith('gs://') and not any(
+      importlib.util.find_spec(name) for name in ('gcsfs', 'tensorflow')):  # etils takes either
+    raise UserError(f'--workdir={workdir}: buckets are read and written by the package gcsfs, which'
+                    ' is not installed. pip install gcsfs, or choose a folder.')
   return found if is_remote(found) else epath.Path(os.path.abspath(found))
 
 
@@ -39,7 +53,12 @@ def check_folder(workdir: epath.Path) -> None:
   if is_remote(workdir) and not os.fspath(workdir).startswith('gs://'):
     raise UserError(f'--workdir={workdir}: allowed are folders and gs://; Orbax writes no'
                     ' checkpoint to other buckets. Choose another --workdir, or mount the bucket.')
-  exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
+  try:
+    exists = next(p for p in (workdir, *workdir.parents) if p.exists() or is_remote(p))
+  except Exception as error:  # stores have errors of their own
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(f'--workdir={workdir} cannot be reached ({type(error).__name__}: {reason}).'
+                    ' Check its name, the network and your credentials.') from error
   if exists.exists() and not exists.is_dir():
     raise UserError(f'--workdir={workdir}: {exists} is a file; allowed is a folder, new or of the'
                     ' same run. Choose another --workdir.')
@@ -53,14 +72,15 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
   Args:
     workdir: the folder.
     facts: the config's fields by dotted name, and what else the run depends on, as JSON holds it.
-      The fields in FREE may differ, and epochs may be more; a field that an older run lacks had
-      its default.
+      The fields in FREE may differ, those in FREE_UNTIL_SAVED before the first checkpoint and
+      all before the first line of training; and epochs may be more. A field that an older run
+      lacks had its default.
 
   Returns:
     The run's result if it has finished, else None.
 
   Raises:
-    UserError: it holds anything else.
+    UserError: it holds anything else, or a file there is damaged.
   """
   check_folder(workdir)
   if not workdir.exists():
@@ -75,16 +95,29 @@ def check(workdir: epath.Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     return None
   try:
     there = read_facts(workdir)
+    names = there.keys() | facts.keys()
+    differ = differences(there, facts, names)
   except (ValueError, TypeError) as error:
-    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Choose'
-                    ' another --workdir.') from error
-  differ = differences(there, facts, there.keys() | facts.keys())
+    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error}). Put a'
+                    ' whole copy in its place, or choose another --workdir.') from error
+  result, lines = reading.result(workdir), reading.lines(workdir)
+  if differ and not _saved(workdir):
+    if there.keys() == facts.keys() and not any(line['step'] for line in lines):
+      return None
+    differ = differences(there, facts, names - set(FREE_UNTIL_SAVED))
   if differ:
     raise UserError(f'--workdir={workdir} holds another experiment: {"; ".join(differ)}.'
                     ' Choose another --workdir, or give the same config to go on with that run.'
-                    f' What may differ is epochs (upwards) and {", ".join(FREE)}.')
-  result = read_json(workdir / 'result.json') if (workdir / 'result.json').exists() else None
+                    f' What may differ is epochs (upwards) and {", ".join(FREE)}; before the first'
+                    f' checkpoint also {", ".join(FREE_UNTIL_SAVED)}.')
   return result if result and (result['diverged'] or there['epochs'] == facts['epochs']) else None
+
+
+def _saved(workdir):
+  """Whether a folder holds the state or the result of training steps."""
+  return any(found.name.isdigit() or found.name.startswith('result')
+             for pattern in ('checkpoints/*', 'damaged/*', 'result*')
+             for found in workdir.glob(pattern))
 
 
 def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
@@ -153,24 +186,30 @@ def differences(there: dict[str, Any], facts: dict[str, Any], names: Iterable[st
 def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:
   """Makes the folder, keeps other processes out of it, and writes JSON files there.
 
-  The result of a shorter run becomes result_EPOCHS_epochs.json.
+  The result of a shorter run becomes result_EPOCHS_epochs.json. The frozen half that an attempt
+  with another config left goes: it is written anew.
 
   Args:
     workdir: the folder.
     lock: the lock is let go when this is closed, or when the process ends in whatever way.
-    files: values by name.
+    files: values by name; config.json's are facts as `check` has them.
 
   Raises:
-    UserError: the folder cannot be made or written, or another process has it; the message says
-      which.
+    UserError: the folder cannot be made or written, or another process has it, or has begun another
+      experiment there; the message says which.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not is_remote(workdir):  # a bucket knows no lock
       _lock(workdir, lock)
-    result = workdir / 'result.json'
-    if result.exists():
-      result.rename(workdir / f'result_{read_json(result)["epochs"]}_epochs.json')
+    if (workdir / 'config.json').exists() and 'config.json' in files:
+      facts = files['config.json']
+      check(workdir, facts)  # again: now no one else can change it
+      if (workdir / 'frozen').exists() and differences(read_facts(workdir), facts, facts):
+        (workdir / 'frozen').rmtree()
+    result = reading.result(workdir)
+    if result:
+      (workdir / 'result.json').rename(workdir / f'result_{result["epochs"]}_epochs.json')
     for name, value in files.items():
       write_json(workdir / name, value)
   except OSError as error:
@@ -229,6 +268,24 @@ def is_locked(workdir: epath.Path) -> bool:
     except OSError:  # a file system without locks
       return False
   return False
+
+
+def move(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder; in a bucket file by file, so that nothing is lost at a kill."""
+  if not is_remote(source):
+    source.rename(target)
+    return
+  _copy(source, target)
+  source.rmtree()
+
+
+def _copy(source, target):
+  target.mkdir(parents=True, exist_ok=True)
+  for path in source.iterdir():
+    if path.is_dir():
+      _copy(path, target / path.name)
+    else:
+      path.copy(target / path.name)
 
 
 def read_json(file: epath.Path) -> Any:

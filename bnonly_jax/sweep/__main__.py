@@ -9,6 +9,8 @@ command again goes on after a kill. A run that fails is left behind, told at the
 again by the next command. The figures: python -m bnonly_jax.figures.
 """
 
+import os
+
 from absl import flags
 
 from bnonly_jax import command_line
@@ -25,11 +27,12 @@ _ONLY = flags.DEFINE_string(
     'only', '', 'A regular expression: only the runs in whose name it is found.')
 _TASK = flags.DEFINE_integer('task', 0, 'Which share of the runs is to be done, from 0.')
 _TASKS = flags.DEFINE_integer('tasks', 1, 'How many shares there are.')
-_JOIN_PROCESSES = command_line.define_processes()
+_PROCESSES = command_line.define_processes()
 
 
 def main() -> None:
   # Here, so that a mistake in the flags is told at once.
+  from bnonly_jax.run import processes
   from bnonly_jax.sweep import estimate
   from bnonly_jax.sweep import status
   from bnonly_jax.sweep import training
@@ -41,7 +44,7 @@ def main() -> None:
   elif _DRY_RUN.value:
     estimate.print_estimate(estimate.estimate(*where, _TASK.value, _TASKS.value))
   else:
-    _JOIN_PROCESSES()
+    processes.initialize(os.environ, **_PROCESSES())
     failed = training.run_missing(*where, _TASK.value, _TASKS.value)
     status.print_status(*where)
     if failed:

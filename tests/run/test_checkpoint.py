@@ -1,7 +1,10 @@
 import conftest
+from etils import epath
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.path import atomicity
+from orbax.checkpoint._src.path import atomicity_defaults
 import pytest
 
 from bnonly_jax import masks
@@ -12,7 +15,7 @@ PENDING = [{'loss': float(np.float32(0.1)), 'accuracy': 0.5}]
 
 
 def saved(workdir, setup, number_of_steps=1):
-  state, _, _ = setup.run(1, devices=1)
+  state, _, _ = setup.run(1)
   with checkpoint.open_checkpointer(workdir, 2) as checkpointer:
     for step in range(1, number_of_steps + 1):
       assert checkpoint.save(checkpointer, step, state, PENDING)
@@ -160,3 +163,40 @@ def test_a_changed_frozen_tensor_is_named(tmp_path):
   path.write_text(text.replace(digest, '0' * 64))
   with pytest.raises(UserError, match='frozen is damaged: stem_conv/kernel changed'):
     checkpoint.keep_frozen(tmp_path, setup.frozen)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """Makes Orbax write as it does to a bucket: in place, and at the end a file that says so."""
+  in_place = atomicity.CommitFileTemporaryPath
+  for name in ('get_default_temporary_path_class', 'get_item_default_temporary_path_class'):
+    monkeypatch.setattr(atomicity_defaults, name, lambda *_, **__: in_place)
+  return in_place
+
+
+def test_in_a_bucket_what_was_cut_off_is_no_checkpoint(tmp_path, bucket, monkeypatch):
+  setup = conftest.make_setup('batchnorm')
+  state = saved(tmp_path, setup, 2)
+  (tmp_path / 'checkpoints/2/commit_success.txt').unlink()
+  assert checkpoint.kept(tmp_path) == [1]
+  restored, _, damage = checkpoint.restore(tmp_path, setup.state)
+  assert restored is not None and damage == [] and not (tmp_path / 'damaged').exists()
+  with checkpoint.open_checkpointer(tmp_path, 2) as checkpointer:
+    checkpoint.save(checkpointer, 2, state)
+  assert checkpoint.kept(tmp_path) == [1, 2]
+
+
+def test_in_a_bucket_a_frozen_half_that_was_cut_off_is_written_again(tmp_path, bucket, monkeypatch):
+  setup = conftest.make_setup('batchnorm')
+
+  async def killed(*_):
+    raise conftest.Killed
+
+  with monkeypatch.context() as patch, pytest.raises(conftest.Killed):
+    patch.setattr(bucket, 'finalize', killed)
+    checkpoint.keep_frozen(epath.Path(tmp_path), setup.frozen)
+  assert list((tmp_path / 'frozen').iterdir())
+  checkpoint.keep_frozen(epath.Path(tmp_path), setup.frozen)
+  kept = checkpoint.keep_frozen(epath.Path(tmp_path), jax.tree.map(np.zeros_like, setup.frozen))
+  for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(setup.frozen), strict=True):
+    np.testing.assert_array_equal(a, b)

@@ -6,6 +6,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from bnonly_jax import masks
+from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
 
 
@@ -31,7 +32,7 @@ def test_a_line_is_the_mean_since_the_last(tmp_path):
   log = metrics.TrainLog(writer, steps=8, steps_per_epoch=4, batch_size=16, log_every=3,
                          start_step=0, pending=[])
   for step in range(1, 9):
-    if log.due:
+    if log.line_due:
       log.flush()
     log.add(step, {'loss': np.float32(step)})
     if step % 4 == 0:
@@ -108,7 +109,7 @@ def test_pending_metrics_go_on_in_the_next_line(tmp_path):
   second = log_of(writer, 2, pending)
   for step in (3, 4):
     second.add(step, {'loss': np.float32(step / 3)})
-  assert second.due
+  assert second.line_due
   second.flush()
   second.close()
   writer.close()
@@ -130,12 +131,15 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
   writer.close()
 
 
-def test_where_nothing_can_be_appended_the_file_is_written_anew(tmp_path, monkeypatch):
-  whole = []
-  writer = metrics.Writer(tmp_path, 0)
-  writer._remote = True  # as in a bucket
-  monkeypatch.setattr(type(writer._path), 'write_text', lambda path, text: whole.append(text))
-  for step in (1, 2):
-    writer.write(step, {'train_loss': 1.0})
-  writer.close()
-  assert [len(text.splitlines()) for text in whole] == [1, 2]
+@pytest.mark.parametrize('damage, message', [
+    ('{"step": 10, "epo', 'line 2: Unterminated string'), ('[]', 'line 2: that is no line of metr'),
+    ('{}', 'line 2: that is no line'), ('{"step": null}', 'line 2: that is no line')])
+def test_a_damaged_line_is_told_and_those_after_it_stay(tmp_path, damage, message):
+  text = '\n'.join(['{"step": 0}', damage, '{"step": 20}']) + '\n'
+  (tmp_path / 'metrics.jsonl').write_text(text)
+  with pytest.raises(UserError, match=rf'metrics.jsonl is damaged .{message}.*Put a whole copy'):
+    metrics.Writer(tmp_path, 20)
+  assert (tmp_path / 'metrics.jsonl').read_text() == text
+  (tmp_path / 'metrics.jsonl').write_bytes(b'\xff\xfe')
+  with pytest.raises(UserError, match='metrics.jsonl is damaged'):
+    metrics.read(tmp_path)

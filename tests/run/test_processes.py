@@ -255,3 +255,32 @@ def test_two_processes_do_a_sweep_and_write_its_analyses_once(data_dir, tmp_path
     # From float32 sums over other numbers of devices.
     assert json.loads((folder / 'result.json').read_text())['test_accuracy'] == pytest.approx(
         one_process['thresholds'][0]['test_accuracy'], abs=1e-6)
+
+
+TELL = '''
+import sys
+from bnonly_jax.config import UserError
+from bnonly_jax.run import processes
+processes.initialize({}, 'localhost:29519', 2, int(sys.argv[1]))
+for length in (0, 100, 65_521, 65_522, 200_000):  # of which the JSON around makes 15 more
+  assert processes.on_main(lambda: length * 'x') == length * 'x', length
+try:
+  processes.on_main(lambda: [][300_000 * ' '])
+except UserError as error:
+  assert 'process 0 failed: TypeError' in str(error)
+def fail():
+  raise UserError(100_000 * 'y')
+try:
+  processes.on_main(fail)
+except UserError as error:
+  print(len(str(error)))
+'''
+
+
+def test_a_message_of_any_length_reaches_all():
+  pair = [subprocess.Popen([sys.executable, '-c', TELL, str(i)], cwd=ROOT, env=ENVIRONMENT,
+                           text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+          for i in range(2)]
+  outs = [finish(process, 60) for process in pair]
+  assert [out.splitlines()[-1] for out in outs] == ['100000', '100000'], outs
+  assert all(process.returncode == 0 for process in pair)
