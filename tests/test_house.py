@@ -9,16 +9,17 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'bnonly_jax'
 # From the ground up: a room imports from those before it and from itself.
 ROOMS = (
-    ('config', 'seeds'), ('mistakes',), ('command_line',), ('models',), ('masks',), ('data',), ('optimizer',), ('steps',),
-    ('experiment',), ('run', 'describe'), ('train',), ('analysis',),
+    ('config', 'seeds'), ('mistakes',), ('command_line',), ('models',), ('masks',), ('data',),
+    ('optimizer',), ('steps',), ('experiment',), ('run', 'describe'), ('train',), ('analysis',),
     ('benchmark',), ('sweep',), ('main', 'figures', 'data.show',
                                    'analysis.__main__', 'benchmark.__main__', 'sweep.__main__'))
 # What may be imported where alone.
 LIBRARIES = {
     'orbax': ('run.checkpoint',), 'matplotlib': ('run.plots', 'sweep'), 'optax': (
         'optimizer', 'steps', 'experiment'), 'tensorflow_datasets': ('data',), 'grain': ('data',),
-    'absl': ('command_line', 'mistakes', 'main', 'figures', 'sweep.flags', 'sweep.__main__', 'data.show',
-             'data.prepare', 'data.streamed', 'analysis.__main__', 'benchmark.__main__'),
+    'absl': ('command_line', 'mistakes', 'main', 'figures', 'sweep.flags', 'sweep.__main__',
+             'data.show', 'data.prepare', 'data.streamed', 'analysis.__main__',
+             'benchmark.__main__'),
     'tensorflow': (), 'clu': (), 'torch': ('benchmark', 'models.from_torch')}
 
 

