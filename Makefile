@@ -6,7 +6,7 @@ demo: env
 	.venv/bin/python -m bnonly_jax.main --config=configs/digits.py --workdir=runs/demo
 
 test: env
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadfile
 
 slow: env
 	.venv/bin/python -m pytest -m slow

@@ -6,8 +6,10 @@ step takes, or brings them; the step crops, flips and normalises them itself.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import os
 from typing import Any
 from typing import NamedTuple
+import warnings
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,10 @@ import optax
 from bnonly_jax import masks
 from bnonly_jax.data import device
 from bnonly_jax.data.device import AXIS
+
+# XLA's CPU backend then sends convolutions of few channels to oneDNN, where Eigen would have them:
+# steps of CIFAR ResNets are 1.2 to 1.4 times as fast. Known since jax 0.10, with effect since 0.12.
+CPU_OPTIONS = {'xla_cpu_experimental_onednn_custom_call': True}
 
 
 class State(NamedTuple):
@@ -88,8 +94,44 @@ def _pmap(step: Callable[..., Any], target: Target, in_axes: tuple[int | None, .
     with jax.default_matmul_precision(target.precision):
       return step(*arguments)
 
-  return jax.pmap(precise, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=target.devices,
-                  donate_argnums=donate)
+  mapped = jax.pmap(precise, axis_name=AXIS, in_axes=in_axes, out_axes=None,
+                    devices=target.devices, donate_argnums=donate)
+  # With several processes a program that was compiled apart from its call lacks their shares.
+  if target.backend != 'cpu' or jax.process_count() > 1:
+    return mapped
+  return _compiled_for_cpu(mapped)
+
+
+def compile_for_cpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles with CPU_OPTIONS, but for those that XLA_FLAGS names or this version does not know."""
+  said = os.environ.get('XLA_FLAGS', '')
+  options = {name: value for name, value in CPU_OPTIONS.items() if name not in said}
+  with warnings.catch_warnings():
+    # What calls oneDNN cannot be kept in the cache of compiled programs; JAX warns and goes on.
+    warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
+    try:
+      return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      if 'No such compile option' not in str(error):
+        raise
+      return lowered.compile()
+
+
+def _compiled_for_cpu(step):
+  """A step that `compile_for_cpu` compiles, anew for arguments of other shapes."""
+  programs = {}
+
+  def call(*arguments):
+    leaves, structure = jax.tree.flatten(arguments)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+      return step(*arguments)  # to be seen by who traces it
+    key = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    if key not in programs:
+      programs[key] = compile_for_cpu(step.lower(*arguments))
+    return programs[key](*arguments)
+
+  call.lower = step.lower
+  return call
 
 
 def _over_replicates(function: Callable[..., Any], backend: str) -> Callable[..., Any]:

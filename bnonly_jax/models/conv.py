@@ -7,7 +7,8 @@ from jax import lax
 import jax.numpy as jnp
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, backend: str = 'cpu') -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, backend: str = 'cpu',
+         in_loop: bool = False) -> jax.Array:
   """Convolves with SAME padding as PyTorch pads it: (size - 1) // 2 on either side.
 
   Args:
@@ -15,6 +16,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, backend: str = 'cpu')
     kernel: [size, size, C_in, C_out] with odd size, of x's dtype.
     stride: step in both directions, 1 or 2.
     backend: for which it is to be fast: cpu, or any other. Results are equal up to rounding.
+    in_loop: whether it is in the body of a scan.
 
   Returns:
     [N, ceil(H / stride), ceil(W / stride), C_out], of x's dtype.
@@ -23,7 +25,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, backend: str = 'cpu')
     return _plain(x, kernel, stride)
   if kernel.shape[0] == 1:
     x, stride = x[:, ::stride, ::stride], 1
-  return _conv_for_cpu(x, kernel, stride, x.shape[1:3])
+  return _conv_for_cpu(x, kernel, stride, x.shape[1:3], in_loop)
 
 
 def _conv(x, kernel, stride=1):
@@ -51,22 +53,22 @@ def _shifted(x, size):
 # In the body of a scan XLA's CPU backend runs the transposed convolutions that autodiff asks for 7
 # to 30 times slower than plain ones, and with a stride it multiplies all the zeros in between. The
 # gradients below are made of operations that stay fast.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_for_cpu(x, kernel, stride, image_shape):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv_for_cpu(x, kernel, stride, image_shape, in_loop):
   return _conv(x, kernel, stride)
 
 
-def _forward(x, kernel, stride, image_shape):
+def _forward(x, kernel, stride, image_shape, in_loop):
   # A frozen kernel needs no gradient, hence no saved input: `perturbed` says which it is. Nor do
   # the images need one.
   saved_x = x.value if kernel.perturbed else None
   return _conv(x.value, kernel.value, stride), (saved_x, kernel.value, () if x.perturbed else None)
 
 
-def _backward(stride, image_shape, saved, dy):
+def _backward(stride, image_shape, in_loop, saved, dy):
   x, kernel, wanted = saved
   dx = None if wanted is None else _input_gradient(dy, kernel, stride, image_shape)
-  return dx, None if x is None else _kernel_gradient(x, dy, kernel, stride)
+  return dx, None if x is None else _kernel_gradient(x, dy, kernel, stride, in_loop)
 
 
 def _input_gradient(dy, kernel, stride, image_shape):
@@ -107,9 +109,9 @@ def strided_input_gradient(dy: jax.Array, kernel: jax.Array,
   return pixels.reshape(n, 2 * h, 2 * w, channels)[:, :image_shape[0], :image_shape[1]]
 
 
-def _kernel_gradient(x, dy, kernel, stride):
-  """The sum over images and positions of shifted x times dy, as one matrix product a kernel tap."""
-  if stride > 1:
+def _kernel_gradient(x, dy, kernel, stride, in_loop):
+  """The sum over images and positions of shifted x times dy: in a loop as one product a tap."""
+  if not in_loop:
     return jax.linear_transpose(lambda kernel: _conv(x, kernel, stride), kernel)(dy)[0]
   taps = [jnp.einsum('nhwi,nhwo->io', tap, dy) for tap in _shifted(x, kernel.shape[0])]
   return jnp.stack(taps).reshape(kernel.shape)

@@ -20,7 +20,7 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
 # Up to how many equal blocks of a stage are computed without a loop.
-_UNROLLED = {'cpu': 1, 'gpu': 18, 'tpu': 18}
+_UNROLLED = {'cpu': 18, 'gpu': 18, 'tpu': 18}
 
 
 class Style(NamedTuple):
@@ -76,12 +76,13 @@ class Conv(nn.Module):
   stride: int = 1
   bias: bool = False
   backend: str = 'cpu'
+  in_loop: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param('kernel', he_normal, shape).astype(x.dtype)
-    y = conv(x, kernel, self.stride, self.backend)
+    y = conv(x, kernel, self.stride, self.backend, self.in_loop)
     if self.bias:
       bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
       y = y + bias.astype(x.dtype)[None, None, None]
@@ -191,8 +192,11 @@ def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features
     x, _ = block(features, parts, stride, name=f'{name}_first')(x)
     blocks -= 1
   if blocks:
+    unroll = unrolled(style, blocks)
+    if unroll < blocks:
+      parts = parts._replace(conv=functools.partial(parts.conv, in_loop=True))
     stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
                       split_rngs={'params': True}, length=blocks,
-                      unroll=unrolled(style, blocks))
+                      unroll=max(unroll, 2) if unroll == blocks else unroll)  # 1 would loop
     x, _ = stacked(features, parts, name=f'{name}_stack')(x, None)
   return x
