@@ -8,6 +8,7 @@ import sys
 import time
 import types
 
+from conftest import XLA_FLAGS
 from orbax.checkpoint import v1 as ocp
 import pytest
 
@@ -22,7 +23,7 @@ def command(*arguments):
 
 
 def environment():
-  return {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  return {**os.environ, 'XLA_FLAGS': XLA_FLAGS, 'JAX_PLATFORMS': 'cpu'}
 
 
 def call(*arguments):

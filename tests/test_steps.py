@@ -16,6 +16,7 @@ from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax import optimizer
+from bnonly_jax import steps
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.data import batches
@@ -197,6 +198,18 @@ def test_the_forms_for_accelerators_train_as_those_for_the_cpu():
     np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-9)
   for a, b in zip(jax.tree.leaves(here[0]), jax.tree.leaves(there[0]), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_convolutions_of_few_channels_go_to_onednn(monkeypatch):
+  run = experiment.build(conftest.pattern_config(batch_size=8), conftest.PATTERNS,
+                         jax.devices()[:1])
+  lowered = run.train_step.lower(*experiment.train_arguments(run))
+  assert 'onednn' not in steps.compile_for_cpu(lowered).as_text()  # as XLA_FLAGS of the tests says
+  monkeypatch.setenv('XLA_FLAGS', '')
+  known = [int(n) for n in jax.__version__.split('.')[:2]] >= [0, 12]
+  assert ('onednn' in steps.compile_for_cpu(lowered).as_text()) == known
+  monkeypatch.setitem(steps.CPU_OPTIONS, 'xla_no_such_option', True)
+  steps.compile_for_cpu(lowered)
 
 
 @pytest.mark.parametrize('precision', ['default', 'highest'])

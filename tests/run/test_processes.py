@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+from conftest import XLA_FLAGS
 import jax
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from bnonly_jax.run import metrics
 from bnonly_jax.run import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable, 'DEVICES': '2', 'XLA_FLAGS': '',
+ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable, 'DEVICES': '2', 'XLA_FLAGS': XLA_FLAGS,
                'PYTHONUNBUFFERED': '1'}
 # Equal rates at any number of epochs, and small ones: rounding differs and training amplifies it.
 FIELDS = {'optimizer.drops': (), 'optimizer.learning_rate': 1e-3, 'data.flip': True,
