@@ -15,7 +15,7 @@ STAGES = ('images', 'forward', 'backward', 'all-reduce', 'optimizer', 'rest')
 _BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4,
           'f32': 4, 's64': 8, 'u64': 8, 'f64': 8}
 # What only names, groups or awaits values.
-_FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all',
+FREE = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all',
          'partition-id', 'replica-id', 'opt-barrier')
 _SLICES = ('slice', 'dynamic-slice', 'gather')
 
@@ -112,7 +112,7 @@ def runs(program: Program, place: str = '', times: int = 1) -> Iterator[Run]:
     elif opcode in ('call', 'async-start'):
       for name in operation.called('to_apply', 'calls', 'called_computations'):
         yield from runs(program, name, times)
-    elif opcode not in _FREE and not opcode.endswith(('-done', '-update')):
+    elif opcode not in FREE and not opcode.endswith(('-done', '-update')):
       yield Run(operation, times, place)
 
 

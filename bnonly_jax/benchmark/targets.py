@@ -103,6 +103,7 @@ def find(name: str) -> Target:
   # Else libtpu asks the network what it runs on, warns that it is no TPU, and refuses a second
   # process, as it should where there is a TPU to share.
   for variable, value in (('TPU_SKIP_MDS_QUERY', '1'), ('TPU_WORKER_HOSTNAMES', 'localhost'),
+                          ('TPU_ACCELERATOR_TYPE', 'v5litepod-4'),
                           ('TPU_STDERR_LOG_LEVEL', '4'), ('TPU_MIN_LOG_LEVEL', '4'),
                           ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')):
     os.environ.setdefault(variable, value)
