@@ -13,7 +13,8 @@ from bnonly_jax.config import UserError
 
 def config(**fields):
   found = conftest.data_config('none')
-  found.update(network='cifar_resnet8', batch_size=512, compute_dtype='bfloat16', **fields)
+  found.update(network='cifar_resnet8', batch_size=512, compute_dtype='bfloat16')
+  found.update(fields)
   return found
 
 
@@ -107,10 +108,8 @@ def test_a_slice_that_libtpu_does_not_know_is_told_with_its_reason(monkeypatch):
 def test_what_cannot_be_compiled_is_told_before_anything_is(monkeypatch, fields, against, message):
   pretend(monkeypatch)
   monkeypatch.setattr(elsewhere, 'estimate', None)
-  given = config()
-  given.update(fields)
   with pytest.raises(UserError, match=message):
-    elsewhere.measure(given, against, 'some')
+    elsewhere.measure(config(**fields), against, 'some')
 
 
 def compiled(name, module):
