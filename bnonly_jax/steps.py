@@ -198,11 +198,12 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
 def _one_step(network, tx, learning_rate, preparation, backend):
   """A training step of one replicate, on one device of many."""
   def step(state, frozen, data, batch, seed):
-    images, labels = device.look_up(data, batch, preparation.image_shape)
-    positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
-    images = device.normalise(device.crop_and_flip(
-        images, seed, state.step, positions, preparation.pad, preparation.flip, backend),
-                              preparation)
+    with jax.named_scope('images'):
+      images, labels = device.look_up(data, batch, preparation.image_shape)
+      positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
+      images = device.normalise(device.crop_and_flip(
+          images, seed, state.step, positions, preparation.pad, preparation.flip, backend),
+                                preparation)
 
     def loss_of(trainable):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
@@ -215,8 +216,9 @@ def _one_step(network, tx, learning_rate, preparation, backend):
         state.trainable)
     gradients, batch_stats, loss, accuracy = jax.lax.pmean(
         (gradients, batch_stats, loss, accuracy), AXIS)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    with jax.named_scope('optimizer'):
+      updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+      trainable = optax.apply_updates(state.trainable, updates)
     metrics = {'loss': loss, 'accuracy': accuracy,
                'gradient_norm': optax.tree.norm(gradients),
                'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
@@ -237,11 +239,13 @@ def eval_step(network: nn.Module, preparation: device.Preparation, target: Targe
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
-    images, labels = device.look_up(data, batch, preparation.image_shape)
+    with jax.named_scope('images'):
+      images, labels = device.look_up(data, batch, preparation.image_shape)
+      images = device.normalise(images, preparation)
 
     def one(trainable, batch_stats, frozen):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': batch_stats}
-      logits = network.apply(variables, device.normalise(images, preparation))
+      logits = network.apply(variables, images)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       correct = jnp.argmax(logits, -1) == labels
       sums = {'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight)}

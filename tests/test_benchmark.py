@@ -179,3 +179,32 @@ def test_the_table_has_a_line_for_each_file(tmp_path):
   assert '- b: PyTorch, compiled, CUDA graphs: no' in text and 'other' not in text
   with pytest.raises(UserError, match='a folder without figures'):
     table.markdown('')
+
+
+def test_estimates_have_tables_of_their_own(tmp_path):
+  names = ('images', 'forward', 'backward', 'optimizer')
+  stages = {stage: {'milliseconds': 0.1} for stage in names}
+  row = {'fits': True, 'temporary': 8e6, 'all_reduced': 17800, 'milliseconds': 0.75,
+         'stages': stages}
+  whole = {'on': 'v5e:2x2', 'device': 'TPU v5 lite', 'versions': {'jax': '1', 'libtpu': '2'},
+           'clock': 1.5e9, 'clock_source': 'said', 'network': 'cifar_resnet14', 'batch': 512,
+           'compute_dtype': 'bfloat16', 'train': 'batchnorm', 'ratio': {'milliseconds': 0.5}}
+  (tmp_path / 'a.json').write_text(json.dumps({**whole, 'estimates': {
+      'batchnorm': row, 'flax': {**row, 'milliseconds': 1.5},
+      'evaluation': {**row, 'milliseconds': 0.25}}}))
+  refused = {'fits': False, 'told': 'too large'}
+  (tmp_path / 'b.json').write_text(json.dumps({
+      **whole, 'estimates': {'batchnorm': refused, 'evaluation': refused}, 'ratio': {}}))
+  gpu = {'fits': True, 'temporary': 3e7, 'all_reduced': 0.0, 'kernels': 115.0, 'bytes': 3e8}
+  (tmp_path / 'c.json').write_text(json.dumps({
+      **whole, 'on': 'h100', 'device': 'NVIDIA H', 'clock': None,
+      'estimates': {'batchnorm': gpu, 'evaluation': gpu}}))
+  text = table.markdown(str(tmp_path))
+  assert 'estimate of a compiler, not measured: TPU v5 lite, jax 1, libtpu 2; 1.50 GHz:' in text
+  said = '| v5e:2x2 | cifar_resnet14 | 512 | bfloat16 | batchnorm |'
+  assert (f'| a {said} yes | 8 | 17.8 | 0.75 | 0.1 | 0.1 | 0.1 | 0.1 | 0.25 | flax | 8 | 1.5 | 0.50'
+          ' |') in text
+  assert f'| b {said} no |  |  |  |' in text
+  assert '| c | h100 | cifar_resnet14 | 512 | bfloat16 | batchnorm | yes | 30 | 0.0 | 115 |' in text
+  for table_lines in text.split('\n\n')[1:]:
+    assert len({line.count('|') for line in table_lines.splitlines()}) == 1

@@ -16,7 +16,8 @@ ROOMS = (
 # What may be imported where alone.
 LIBRARIES = {
     'orbax': ('run.checkpoint',), 'matplotlib': ('run.plots', 'sweep'), 'optax': (
-        'optimizer', 'steps', 'experiment'), 'tensorflow_datasets': ('data',), 'grain': ('data',),
+        'optimizer', 'steps', 'experiment', 'benchmark.flax_peer'),
+    'tensorflow_datasets': ('data',), 'grain': ('data',),
     'absl': ('command_line', 'mistakes', 'main', 'figures', 'sweep.flags', 'sweep.__main__',
              'data.show', 'data.prepare', 'data.streamed', 'analysis.__main__',
              'benchmark.__main__'),

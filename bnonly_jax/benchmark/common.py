@@ -1,7 +1,9 @@
 """What the benchmarks share: medians, new processes, the compiled step, tables."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import json
 import math
 import os
@@ -18,6 +20,7 @@ import numpy as np
 
 from bnonly_jax import data
 from bnonly_jax import experiment
+from bnonly_jax.config import UserError
 from bnonly_jax.data import device
 from bnonly_jax.experiment import Experiment
 
@@ -118,6 +121,29 @@ def step_seconds(config: ml_collections.ConfigDict) -> float:
   """Returns the median time of a training step."""
   _, call, number = training_step(config)
   return median_seconds(call) / number
+
+
+@contextlib.contextmanager
+def told_as_against(against: str) -> Iterator[None]:
+  """Tells what is wrong with a selection as what it is here: the value of --against."""
+  try:
+    yield
+  except UserError as error:
+    text = str(error).replace('--config.train', '--against')
+    text = text.replace(f'config.train is {against!r}', f'--against={against}')
+    raise UserError(text.replace('config.train', '--against')) from error
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Returns bytes on one device: `arguments`, `temporary` and `peak`.
+
+  The peak is both and the outputs that are not arguments given back.
+  """
+  found = compiled.memory_analysis()
+  arguments, temporary = found.argument_size_in_bytes, found.temp_size_in_bytes
+  new_outputs = found.output_size_in_bytes - found.alias_size_in_bytes
+  return {'arguments': arguments, 'temporary': temporary,
+          'peak': arguments + temporary + new_outputs}
 
 
 def all_reduced_bytes(config: ml_collections.ConfigDict) -> int:

@@ -1,4 +1,4 @@
-"""`benchmark step`: what a training step costs, beside another selection's or PyTorch's."""
+"""`benchmark step`: what a training step costs, beside another's: see `measure`."""
 
 import contextlib
 import re
@@ -11,6 +11,7 @@ import ml_collections
 from bnonly_jax import describe
 from bnonly_jax.benchmark import against_torch
 from bnonly_jax.benchmark import common
+from bnonly_jax.benchmark import flax_peer
 from bnonly_jax.benchmark.peaks import PEAKS
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
@@ -28,18 +29,13 @@ def costs(config: ml_collections.ConfigDict, lowered: jax.stages.Lowered) -> dic
   """Returns what the compiled step says of itself.
 
   Returns:
-    Bytes `temporary`, `arguments` and `peak` (both and the outputs that are not arguments given
-    back) on one device, `flops` of the global batch, `convolutions` in the program (one in a loop
-    counts once) and `all_reduced` bytes.
+    What `common.memory` gives, `flops` of the global batch, `convolutions` in the program (one in a
+    loop counts once) and `all_reduced` bytes.
   """
   compiled = lowered.compile()
-  memory = compiled.memory_analysis()
   text = compiled.as_text()
-  arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   return {
-      'temporary': temporary, 'arguments': arguments,
-      'peak': arguments + temporary + new_outputs,
+      **common.memory(compiled),
       'flops': (describe.describe(config)['flops_step'] * config.batch_size
                 * config.replicates),
       'convolutions': len(re.findall(r' convolution\(|custom_call_target="__cudnn\$conv', text)),
@@ -52,51 +48,48 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
 
   Args:
     config: of the run; a data set that is not prepared counts as CIFAR-10's or ImageNet's size.
-    against: another selection, 'torch' for PyTorch's step of the same selection, or '' for none.
+    against: another selection, 'torch' or 'flax' for their step of the same selection, or '' for
+      none.
     compile_limit: seconds that torch.compile may take.
 
   Returns:
-    `device`, `devices`, `jax`, `network`, `batch`, `compute_dtype`, and in `selections` for each
-    what `costs` gives, `step_seconds` (the median of seven), `images_per_second` (of all
-    replicates) and, on a device in PEAKS, `share_of_flops` and `share_of_memory` of what it can do:
-    the latter by what convolutions and products read and write, so at the least.
+    `device`, `devices`, `jax`, `network`, `batch`, `compute_dtype`, and in `selections` for each,
+    and for `flax`, what `costs` gives, `step_seconds` (the median of seven), `images_per_second`
+    (of all replicates) and, on a device in PEAKS, `share_of_flops` and `share_of_memory` of what it
+    can do: the latter by what convolutions and products read and write, so at the least.
     Against another selection also `start_seconds` (of a new process to the end of its first step)
     and `compile_seconds` (tracing included). Against PyTorch what `_torch_row` gives as `torch`.
     `ratio` is of the first to the second.
   """
   torch = against == 'torch'
-  if against and not torch:
-    _check_against(config, against)
-  selections = list(dict.fromkeys(s for s in (config.train, '' if torch else against) if s))
+  others = [] if against in ('', 'torch', config.train) else [against]
+  if others and against != 'flax':
+    with common.told_as_against(against):
+      describe.describe(_training(config, against))
   with contextlib.ExitStack() as opened:
     peers = against_torch.start(config, compile_limit, opened) if torch else {}
-    built, result = {}, {}
-    for selection in selections:
-      config = ml_collections.ConfigDict(config.to_dict())
-      config.train = selection
-      lower, built[selection], together = common.training_step(config)
-      result[selection] = costs(config, lower())
+    built, together, result = [], [], {}
+    for name in (config.train, *others):
+      if name == 'flax':
+        lower, call = flax_peer.training_step(config)
+        number = 1
+      else:
+        lower, call, number = common.training_step(_training(config, name))
+      built.append(call)
+      together.append(number)
+      result[name] = costs(_training(config, config.train if name == 'flax' else name), lower())
     if torch:
       errors = against_torch.wait_for_all(peers, compile_limit)
-      seconds, number = _steps_in_turn(built[config.train], peers)
-      seconds[0] /= together
+      seconds, number = _steps_in_turn(built[0], peers)
+      seconds[0] /= together[0]
     else:
-      seconds = [s / together for s in common.interleaved_seconds(list(built.values()))]
-  kind, devices = jax.devices()[0].device_kind, jax.local_device_count()
-  for selection, step_seconds in zip(selections, seconds, strict=False):
-    config.train = selection
-    row = result[selection]
-    row.update(step_seconds=step_seconds,
-               images_per_second=config.batch_size * config.replicates / step_seconds)
-    if not torch:
-      start_seconds, first = common.child(first_step, config)
-      row.update(start_seconds=start_seconds, compile_seconds=first - step_seconds)
-    if kind in PEAKS:
-      row['share_of_flops'] = row['flops'] / devices / step_seconds / PEAKS[kind].flops
-      moved = describe.describe(config)['moved_step'] * config.replicates / devices
-      row['share_of_memory'] = moved / step_seconds / PEAKS[kind].memory
-  whole = {'device': kind, 'devices': devices, 'jax': jax.__version__, 'network': config.network,
-           'batch': config.batch_size, 'compute_dtype': config.compute_dtype, 'selections': result}
+      seconds = [s / n for s, n in zip(common.interleaved_seconds(built), together, strict=True)]
+  for (name, row), step_seconds in zip(result.items(), seconds, strict=False):
+    row.update(_rates(_training(config, config.train if name == 'flax' else name), row,
+                      step_seconds, start=not torch and 'flax' not in result))
+  whole = {'device': jax.devices()[0].device_kind, 'devices': jax.local_device_count(),
+           'jax': jax.__version__, 'network': config.network, 'batch': config.batch_size,
+           'compute_dtype': config.compute_dtype, 'selections': result}
   if torch:
     whole.update(steps_a_measurement=number, torch=_torch_row(config, peers, seconds[1:], errors))
   rows = _rows(whole)
@@ -107,15 +100,23 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
   return whole
 
 
-def _check_against(config, against):
-  """Tells what is wrong with a selection as what it is here: the value of --against."""
-  config = ml_collections.ConfigDict({**config.to_dict(), 'train': against})
-  try:
-    describe.describe(config)
-  except UserError as error:
-    text = str(error).replace('--config.train', '--against')
-    text = text.replace(f'config.train is {against!r}', f'--against={against}')
-    raise UserError(text.replace('config.train', '--against')) from error
+def _training(config, selection):
+  return ml_collections.ConfigDict({**config.to_dict(), 'train': selection})
+
+
+def _rates(config, row, step_seconds, start):
+  """What the time of a step gives; with `start` also that of a new process to its first step."""
+  found = {'step_seconds': step_seconds,
+           'images_per_second': config.batch_size * config.replicates / step_seconds}
+  if start:
+    start_seconds, first = common.child(first_step, config)
+    found.update(start_seconds=start_seconds, compile_seconds=first - step_seconds)
+  kind, devices = jax.devices()[0].device_kind, jax.local_device_count()
+  if kind in PEAKS:
+    moved = describe.describe(config)['moved_step'] * config.replicates / devices
+    found.update(share_of_flops=row['flops'] / devices / step_seconds / PEAKS[kind].flops,
+                 share_of_memory=moved / step_seconds / PEAKS[kind].memory)
+  return found
 
 
 def _steps_in_turn(ours, peers):
