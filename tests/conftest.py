@@ -5,11 +5,11 @@ import os
 os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS', 'cpu')
 # Of tiny networks the time to compile counts: less of it, and what is compiled once stays for the
 # processes that tests start (programs that call oneDNN would not).
-XLA_FLAGS = '--xla_backend_optimization_level=1 --xla_cpu_experimental_onednn_custom_call=false'
 os.environ['XLA_FLAGS'] = ' '.join([
-    os.environ.get('XLA_FLAGS', ''), XLA_FLAGS,
+    os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=1',
+    '--xla_cpu_experimental_onednn_custom_call=false',
     f'--xla_force_host_platform_device_count={os.environ.get("DEVICES", "4")}'])
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
 
 import functools
 import pathlib
@@ -35,6 +35,8 @@ from bnonly_jax.experiment import Experiment
 from bnonly_jax.run import metrics
 
 BATCH = 64
+# For processes that tests start, which have one device.
+XLA_FLAGS = os.environ['XLA_FLAGS'].rpartition('--xla_force_host')[0]
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
