@@ -204,7 +204,8 @@ def test_convolutions_of_few_channels_go_to_onednn(monkeypatch):
   run = experiment.build(conftest.pattern_config(batch_size=8), conftest.PATTERNS,
                          jax.devices()[:1])
   lowered = run.train_step.lower(*experiment.train_arguments(run))
-  assert '__onednn$' not in steps.compile_for_cpu(lowered).as_text()  # as XLA_FLAGS of the tests says
+  # As XLA_FLAGS of the tests says.
+  assert '__onednn$' not in steps.compile_for_cpu(lowered).as_text()
   monkeypatch.setenv('XLA_FLAGS', '')
   known = [int(n) for n in jax.__version__.split('.')[:2]] >= [0, 12]
   assert ('__onednn$' in steps.compile_for_cpu(lowered).as_text()) == known
