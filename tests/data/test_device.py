@@ -1,3 +1,5 @@
+import hashlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,15 +15,24 @@ def draws(step, positions, pad):
   return bits[:, :2] % (2 * pad + 1), bits[:, 2] & 1
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
 @pytest.mark.parametrize('pad, flip', [(2, True), (2, False), (0, True), (0, False)])
-def test_crops_and_flips_equal_a_plain_loop(pad, flip):
+def test_crops_and_flips_equal_a_plain_loop(pad, flip, backend):
   positions = np.arange(500, dtype=np.int32)
   padded = np.pad(IMAGES, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  out = device.crop_and_flip(IMAGES, 3, jnp.int32(7), positions, pad, flip)
+  out = device.crop_and_flip(jnp.asarray(IMAGES), 3, jnp.int32(7), positions, pad, flip, backend)
   offsets, mirrored = draws(7, positions, pad)
   for image, (top, left), mirror, got in zip(padded, offsets, mirrored, out, strict=True):
     expected = image[top:top + 6, left:left + 7]
     np.testing.assert_array_equal(got, expected[:, ::-1] if mirror and flip else expected)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_images_stay_what_they_were_from_version_to_version(backend):
+  out = device.crop_and_flip(jnp.asarray(IMAGES), 3, jnp.int32(7), np.arange(500, dtype=np.int32),
+                             2, True, backend)
+  assert hashlib.sha256(np.asarray(out).tobytes()).hexdigest() == (
+      '57751bee1fa41a988dce63dd9edb0b710913154e1e05497d03a8b2df674fbc63')
 
 
 def test_ten_thousand_draws_are_uniform():
