@@ -39,25 +39,21 @@ class Target(NamedTuple):
   versions: dict[str, str]
 
 
-# Memory of a chip: the Cloud TPU documentation's page of each generation. The clock is that at
-# which the chip does what the same page says it does: bfloat16 FLOP a second over FLOP a cycle, two
-# for each cell of its matrix units. "How to Scale Your Model" (jax-ml.github.io/scaling-book) says
-# 1.5 GHz for v5e and 1.75 for v5p, and Jouppi et al. 2023 (arXiv 2304.01433) 1.05 for v4, 0.94 for
-# v3.
+# Memory, bfloat16 FLOP a second and matrix units of a chip: the Cloud TPU documentation's page of
+# each generation. The clock is that at which the units, two FLOP a cycle for each cell, do so many;
+# for v5e "How to Scale Your Model" (jax-ml.github.io/scaling-book) says 1.5 GHz as well. How many
+# cells a v6e has is not documented there.
 _GIB = 2**30
 _CHIPS = {  # kind of device: (bytes of a chip, FLOP/s of a chip, cells of its matrix units)
-    'TPU v2': (16 * _GIB, 45e12, 2 * 128**2),
-    'TPU v3': (32 * _GIB, 123e12, 4 * 128**2),
     'TPU v4': (32 * _GIB, 275e12, 8 * 128**2),
     'TPU v5 lite': (16 * _GIB, 197e12, 4 * 128**2),
     'TPU v5': (95 * _GIB, 459e12, 8 * 128**2),
-    'TPU v6 lite': (32 * _GIB, 918e12, 4 * 256**2)}
+    'TPU v6 lite': (32 * _GIB, 918e12, None)}
 _TPU_SOURCE = 'the Cloud TPU documentation'
 _CLOCK_SOURCE = ('documented bfloat16 FLOP/s of a chip over the FLOP that its matrix units do in a'
                  ' cycle')
 
-# What XLA's compiler asks of a GPU, as CUDA tells it of an H100 SXM (NVIDIA's H100 data sheet and
-# the table of compute capability 9.0 in the CUDA C++ Programming Guide).
+# What XLA's compiler asks of a GPU, as CUDA tells it of an H100 SXM of 80 GB.
 _H100_MEMORY = 84_942_979_072
 _H100 = f"""
 gpu_device_info {{
@@ -121,8 +117,8 @@ def find(name: str) -> Target:
     return Target(name, devices, kind, None, 'not known here', None, 'not known here', versions)
   memory, flops, cells = _CHIPS[kind]
   cores = sum(d.coords == devices[0].coords for d in devices)  # of a chip, each a device
-  return Target(name, devices, kind, memory // cores, _TPU_SOURCE,
-                round(flops / cells / 2, -7), _CLOCK_SOURCE, versions)
+  clock = (round(flops / cells / 2, -7), _CLOCK_SOURCE) if cells else (None, 'not known here')
+  return Target(name, devices, kind, memory // cores, _TPU_SOURCE, *clock, versions)
 
 
 def _h100():
