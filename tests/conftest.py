@@ -56,9 +56,10 @@ class Setup(NamedTuple):
                         self.experiment.target.local)
 
   def index(self, step):
-    """Returns which images a step takes, one row a device."""
+    """Returns which images a step takes, one row a device of this process."""
     index = batches.train_indices(0, step, len(self.train_set.labels), BATCH)
-    return index.reshape(len(self.experiment.target.devices), -1)
+    own = batches.own_slice(index, jax.process_index(), jax.process_count())
+    return own.reshape(len(self.experiment.target.local), -1)
 
   def run(self, number, state=None):
     """Trains, and returns state and frozen half off the device, and the metrics of each step."""

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -139,25 +140,42 @@ def test_the_number_of_devices_changes_rounding_only(images, devices):
       np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-EIGHT_DEVICES = """
-import conftest, json, jax, sys
+LOSSES = """
+import json, sys
+import conftest
+import jax
+if sys.argv[1:]:
+  jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 with jax.enable_x64(True):
   for images in (0, 32, 4):
-    losses = [[float(m['loss']) for m in conftest.make_setup(
-        'batchnorm', n, double=True, batchnorm_images=images).run(20)[2]] for n in (1, 8)]
-    print(json.dumps(losses))
+    setup = conftest.make_setup('batchnorm', jax.device_count(), double=True,
+                                batchnorm_images=images)
+    print(json.dumps([float(m['loss']) for m in setup.run(20)[2]]))
 """
 
 
+def losses_elsewhere(devices, *processes):
+  """Returns the losses for each size of group, as processes with so many devices each find them."""
+  started = [subprocess.Popen(
+      [sys.executable, '-c', LOSSES, *arguments], cwd=pathlib.Path(__file__).parent, text=True,
+      env={**os.environ, 'XLA_FLAGS': '', 'DEVICES': str(devices)}, stdout=subprocess.PIPE)
+             for arguments in processes or [()]]
+  outs = [process.communicate()[0] for process in started]
+  assert not any(process.returncode for process in started)
+  return [[json.loads(line) for line in out.splitlines() if re.match(r'\[\d', line)]
+          for out in outs]
+
+
 @pytest.mark.slow
-def test_eight_devices_change_rounding_only():
-  done = subprocess.run(
-      [sys.executable, '-c', EIGHT_DEVICES], cwd=pathlib.Path(__file__).parent, text=True,
-      env={**os.environ, 'XLA_FLAGS': '', 'DEVICES': '8'}, check=True, capture_output=True)
-  lines = [json.loads(line) for line in done.stdout.splitlines()]
-  assert len(lines) == 3
-  for one, eight in lines:
-    np.testing.assert_allclose(eight, one, rtol=1e-11)
+def test_eight_devices_and_two_processes_change_rounding_only():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  (one,), (eight,) = losses_elsewhere(1), losses_elsewhere(8)
+  first, second = losses_elsewhere(2, (address, '0'), (address, '1'))
+  assert len(one) == 3 and first == second
+  np.testing.assert_allclose(eight, one, rtol=1e-11)
+  np.testing.assert_allclose(first, one, rtol=1e-11)
 
 
 def test_over_how_many_images_a_norm_takes_its_statistics_counts():
