@@ -77,14 +77,17 @@ def test_lines_hold_the_means_and_evaluations_what_they_are_of(runs):
       assert lists['test_losses'] == pytest.approx([one['test_loss'] for one in lines], rel=1e-5)
 
 
-def test_as_on_an_accelerator_and_killed(runs, data_dir, tmp_path, monkeypatch, capsys):
+def test_as_on_an_accelerator_and_killed(data_dir, tmp_path, monkeypatch, capsys):
   build = functools.partial(experiment.build, backend='gpu')
   monkeypatch.setattr(train.experiment, 'build', build)
+  for seed in SEEDS:
+    train.train_and_evaluate(tiny_config(data_dir, seed=seed, **FIELDS), tmp_path / str(seed))
   config = tiny_config(data_dir, seed=3, replicates=2, steps_per_call=3, log_every=5,
                        checkpoint_every_steps=4, **FIELDS)
-  train_and_die(config, tmp_path, 5)  # after calls of three steps and of one
-  result = train.train_and_evaluate(config, tmp_path)
-  require_close(tmp_path, runs)
+  train_and_die(config, tmp_path / 'both', 5)  # after calls of three steps and of one
+  capsys.readouterr()
+  result = train.train_and_evaluate(config, tmp_path / 'both')
+  require_close(tmp_path / 'both', tmp_path)
   low, high = sorted(one['test_accuracy'] for one in result['replicates'])
   printed = capsys.readouterr().out
   assert 'seeds 3 to 4' in printed and 'going on after step 4 of 5' in printed

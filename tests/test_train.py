@@ -340,7 +340,7 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
                                                                       monkeypatch):
   # Twenty-two steps an epoch; a small rate, since the loop of an accelerator rounds otherwise.
   fields = {'epochs': 1, 'batch_size': 64, 'log_every': 5, 'checkpoint_every_steps': 7,
-            'checkpoint_keep': 9, 'optimizer.learning_rate': 1e-3}
+            'checkpoint_keep': 9, 'optimizer.learning_rate': 1e-4}
   train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / '1')
   expected, state = without_times(metrics.read(tmp_path / '1')), last_state(tmp_path / '1')
   config = tiny_config(data_dir, steps_per_call=3, **fields)
@@ -353,6 +353,9 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
   calls, real = [], metrics.TrainLog.add
   build = functools.partial(experiment.build, backend='gpu')
   monkeypatch.setattr(train.experiment, 'build', build)
+  train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / 'single')
+  expected = without_times(metrics.read(tmp_path / 'single'))
+  state = last_state(tmp_path / 'single')
   with monkeypatch.context() as patch:
     patch.setattr(metrics.TrainLog, 'add', lambda log, step, values: (
         calls.append((step, np.size(values['loss']))), real(log, step, values)))
