@@ -105,7 +105,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   # Each process feeds one slice of a batch, to devices that lie side by side.
-  devices = tuple(devices or sorted(jax.devices(), key=lambda d: (d.process_index, d.id)))
+  devices = tuple(sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id)))
   target = steps.Target(devices, backend or devices[0].platform, config.matmul_precision)
   _check(config, info, len(devices))
   program = {name: value for name, value in config_lib.flat(config).items()

@@ -15,8 +15,7 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from bnonly_jax import data
-from bnonly_jax import experiment
+from bnonly_jax.benchmark import common
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.models.cifar_resnet import CifarResNet
@@ -75,7 +74,7 @@ def specification(config: ml_collections.ConfigDict) -> dict[str, Any]:
     raise UserError(f'JAX has {devices} {platform} device(s); --against=torch compares one CPU or'
                     ' one GPU. Set CUDA_VISIBLE_DEVICES=0 (and leave XLA_FLAGS without simulated'
                     ' devices), or JAX_PLATFORMS=cpu.')
-  run = experiment.build(config, data.find_or_assume(config)[0])
+  run = common.built(config)
   name, arguments = sizes(run.network)
   channels = run.info.image_shape[-1]
   return {'network': name, 'arguments': [*arguments, channels, run.info.classes],

@@ -85,9 +85,10 @@ def child(call: Callable[[ml_collections.ConfigDict], Any], config: ml_collectio
   return seconds, json.loads(line)
 
 
-def built(config: ml_collections.ConfigDict) -> Experiment:
-  """Builds an experiment, with or without its data set."""
-  return experiment.build(config, data.find_or_assume(config)[0])
+def built(config: ml_collections.ConfigDict,
+          devices: Sequence[jax.Device] | None = None) -> Experiment:
+  """Builds an experiment, with or without its data set; devices are as for `experiment.build`."""
+  return experiment.build(config, data.find_or_assume(config)[0], devices)
 
 
 def training_step(config: ml_collections.ConfigDict

@@ -49,14 +49,15 @@ def measure(config: ml_collections.ConfigDict, against: str, on: str) -> dict[st
   if against == 'torch':
     raise UserError('--against is torch, and --on compiles what JAX compiles; allowed is another'
                     ' selection, flax, or nothing. Set --against=flax.')
-  run = build(config, target)
+  run = common.built(config, target.devices)
   others = {}
   if against == 'flax':
     flax_peer.network(run)  # a network that is not written there is told before anything compiles
     others['flax'] = lambda: flax_peer.lower(run)
   elif against not in ('', config.train):
     with common.told_as_against(against):
-      other = build(ml_collections.ConfigDict({**config.to_dict(), 'train': against}), target)
+      other = common.built(ml_collections.ConfigDict({**config.to_dict(), 'train': against}),
+                           target.devices)
     others[against] = lambda: lower_training(other)
   print_head(config, target)
   found = {config.train: estimate(lambda: lower_training(run), target, run.steps_a_call),
@@ -86,7 +87,7 @@ def print_fit(config: ml_collections.ConfigDict, on: str) -> None:
     UserError: as `targets.find` and `experiment.build`.
   """
   target = targets.find(on)
-  run = build(config, target)
+  run = common.built(config, target.devices)
   print_head(config, target)
   rows = {'training': estimate(lambda: lower_training(run), target),
           'evaluation': estimate(lambda: lower_evaluation(run), target)}
@@ -94,11 +95,6 @@ def print_fit(config: ml_collections.ConfigDict, on: str) -> None:
     row['beside'] = beside(run, name == 'evaluation')
     row['fits'] = fits(row, target)
   _print_columns(rows, _MEMORY, {})
-
-
-def build(config: ml_collections.ConfigDict, target: targets.Target) -> Experiment:
-  """Builds an experiment for a target, with or without its data set."""
-  return experiment.build(config, data.find_or_assume(config)[0], target.devices)
 
 
 def lower_training(run: Experiment) -> jax.stages.Lowered:

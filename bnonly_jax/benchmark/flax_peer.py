@@ -17,9 +17,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import masks
+from bnonly_jax.benchmark import common
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.data import device
@@ -199,7 +199,7 @@ def training_step(config: ml_collections.ConfigDict
   Raises:
     UserError: as `network`.
   """
-  run = experiment.build(config, data.find_or_assume(config)[0])
+  run = common.built(config)
   step, tx = train_step(run)
   variables = jax.tree.map(np.asarray, experiment.draw_variables(run, config.seed))
   params, batch_stats = (convert(variables[name]) for name in ('params', 'batch_stats'))

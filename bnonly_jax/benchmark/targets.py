@@ -21,7 +21,7 @@ class Target(NamedTuple):
 
   Attributes:
     name: as the user gave it.
-    devices: in the order of their slices of a batch.
+    devices: of all hosts.
     kind: of the devices.
     memory: bytes that each device has; None: not known here.
     memory_source: who says so.
@@ -109,8 +109,7 @@ def find(name: str) -> Target:
     reason = str(error).strip().splitlines()[0].rstrip('.')
     raise UserError(f'--on is {name!r}, which libtpu does not know ({reason}); allowed is'
                     f' {ALLOWED}. Set --on=...') from error
-  # Each process feeds one slice of a batch, to devices that lie side by side.
-  devices = tuple(sorted(devices, key=lambda d: (d.process_index, d.id)))
+  devices = tuple(devices)
   kind = devices[0].device_kind
   versions = _versions('jax', 'libtpu')
   if kind not in _CHIPS:
