@@ -1,5 +1,6 @@
 """What a config describes, without training it: parameters, FLOPs and bytes."""
 
+import functools
 from typing import Any
 
 import jax
@@ -37,9 +38,10 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   arguments = experiment.train_arguments(run)
   flops_step, moved_step = cost(jax.make_jaxpr(run.train_step)(*arguments).jaxpr)
   devices = len(run.target.devices)
+  forward = functools.partial(run.network.apply, train=False)
   return {
-      'table': masks.table(run.shapes['params'], run.mask),
-      'flops_forward': cost(jax.make_jaxpr(run.network.apply)(run.shapes, image).jaxpr)[0],
+      'table': masks.table(run.parameters, run.mask),
+      'flops_forward': cost(jax.make_jaxpr(forward)(run.shapes, image).jaxpr)[0],
       'flops_step': flops_step * devices // config.batch_size,
       'moved_step': moved_step * devices,
       'state': _bytes(arguments[0]),

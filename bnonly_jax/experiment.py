@@ -38,6 +38,7 @@ class Experiment(NamedTuple):
     target: where the steps run.
     network: maps images to logits.
     shapes: of the network's variables.
+    parameters: what is known of each parameter, by name.
     mask: what trains. Of random:K it is that of seed 0: every seed has as many in each tensor.
     tx: the optimizer, masked.
     learning_rate: its schedule, by the number of the step.
@@ -55,6 +56,7 @@ class Experiment(NamedTuple):
   target: steps.Target
   network: nn.Module
   shapes: dict[str, Any]
+  parameters: dict[str, models.Parameter]
   mask: dict[str, Any]
   tx: optax.GradientTransformation
   learning_rate: optax.Schedule
@@ -140,8 +142,8 @@ def _build(fields, info, target):
   statistics = batchnorm_statistics(config, len(target.devices))
   network = models.create(config.network, info.classes, models.Style(
       config.norm, statistics, config.remat == 'block', target.backend, config.unroll))
-  shapes = models.variable_shapes(network, info.image_shape)
-  mask = masks.make_mask(config.train, shapes['params'])
+  shapes, parameters = models.look(network, info.image_shape)
+  mask = masks.make_mask(config.train, parameters)
   steps_per_epoch = info.train_images // config.batch_size
   total_steps = config.epochs * steps_per_epoch
   learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
@@ -156,8 +158,8 @@ def _build(fields, info, target):
     state, frozen = jax.tree.map(more, (state._replace(step=None), frozen))
     state = state._replace(step=jax.ShapeDtypeStruct((), np.int32))
   return Experiment(
-      config, info, target, network, shapes, mask, tx, learning_rate, steps_per_epoch, total_steps,
-      preparation, state, frozen,
+      config, info, target, network, shapes, parameters, mask, tx, learning_rate, steps_per_epoch,
+      total_steps, preparation, state, frozen,
       steps.train_step(network, tx, learning_rate, preparation, target, config.replicates),
       steps.eval_step(network, preparation, target, config.replicates),
       steps.firing_step(network, preparation, target))
@@ -215,7 +217,7 @@ def start(experiment: Experiment) -> tuple[steps.State, Any]:
   starts = []
   for seed in experiment.seeds:
     variables = draw_variables(experiment, seed)
-    mask = masks.make_mask(experiment.config.train, variables['params'], seed)
+    mask = masks.make_mask(experiment.config.train, experiment.parameters, seed)
     starts.append(steps.create_state(variables, mask, experiment.tx))
   return steps.stack(starts)
 

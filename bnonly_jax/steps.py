@@ -12,6 +12,7 @@ from typing import NamedTuple
 import warnings
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -245,7 +246,7 @@ def eval_step(network: nn.Module, preparation: device.Preparation, target: Targe
 
     def one(trainable, batch_stats, frozen):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': batch_stats}
-      logits = network.apply(variables, images)
+      logits = network.apply(variables, images, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       correct = jnp.argmax(logits, -1) == labels
       sums = {'loss': jnp.sum(losses * weight), 'correct': jnp.sum(correct * weight)}
@@ -274,12 +275,15 @@ def firing_step(network: nn.Module, preparation: device.Preparation,
     batch, weight = weighted
     variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
     images, _ = device.look_up(data, batch, preparation.image_shape)
-    _, told = network.apply(variables, device.normalise(images, preparation),
+    _, told = network.apply(variables, device.normalise(images, preparation), train=False,
                             mutable=['intermediates'])
+    told = flax.traverse_util.unflatten_dict({  # a network may tell other things too
+        name: leaf for name, leaf in masks.flatten(told['intermediates']).items()
+        if name.endswith('/fired')}, sep='/')
     counts = weight[:, None] != 0
     fired = jax.tree.map(  # those of a stack have a further first axis
         lambda fires: jnp.any(fires & counts.reshape((1,) * (fires.ndim - 2) + counts.shape), -2),
-        told['intermediates'])
+        told)
     return jax.tree.map(lambda any_here: jax.lax.psum(any_here.astype(jnp.int32), AXIS) > 0, fired)
 
   return _pmap(step, target, (None, None, None, 0))

@@ -62,7 +62,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     result_lib.report(finished, workdir)
     return finished
   state, frozen = experiment.start(run)
-  start_gammas = plots.gammas(state.trainable, frozen)
+  start_gammas = plots.gammas(run.parameters, state.trainable, frozen)
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
   if profile and workdir_lib.is_remote(workdir):
@@ -70,7 +70,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
                     ' Leave one of them out.')
 
   # 2. The run becomes the workdir's, says what trains, trains, and concludes.
-  table = masks.table(run.shapes['params'], run.mask)
+  table = masks.table(run.parameters, run.mask)
   with contextlib.ExitStack() as lock:
     processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
         'config.json': facts, 'parameters.json': masks.as_json(table)}))
@@ -78,7 +78,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     _introduce(run, table)
     with workdir_lib.told_if_full(workdir):
       state, frozen, diverged_step = _train(run, workdir, state, frozen, profile)
-      end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))
+      end_gammas = plots.gammas(run.parameters, *jax.device_get((state.trainable, frozen)))
       result = processes.on_main(lambda: result_lib.conclude(
           run, workdir, diverged_step, start_gammas, end_gammas))
   result_lib.report(result, workdir)

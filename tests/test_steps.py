@@ -74,7 +74,7 @@ def test_raw_gradients_of_frozen_parameters_reach_nothing():
 
 def test_the_state_is_as_small_as_what_trains():
   setup = conftest.make_setup('batchnorm')
-  size = {row.group: row.parameters for row in masks.table(setup.variables['params'])}
+  size = {row.group: row.parameters for row in masks.table(setup.experiment.parameters)}
   trained = size['gamma'] + size['beta']
   count = lambda tree: sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
   assert count(setup.state.trainable) == trained
@@ -115,11 +115,11 @@ def test_the_gradient_norm_is_that_of_what_trains():
   norms = {selection: conftest.make_setup(selection, **{'optimizer.weight_decay': 0.0}).run(1)
            for selection in ('all', 'batchnorm')}
   state, _, (metrics,) = norms['all']
-  groups = masks.group_names(state.trainable)
+  parameters = conftest.make_setup('all').experiment.parameters
   trace = masks.flatten(optax.tree.get(state.opt_state, 'trace'))
   squares = {name: np.sum(np.square(g, dtype=np.float64)) for name, g in trace.items()}
   np.testing.assert_allclose(metrics['gradient_norm'], np.sqrt(sum(squares.values())), rtol=1e-5)
-  batchnorm = sum(s for name, s in squares.items() if groups[name] in ('gamma', 'beta'))
+  batchnorm = sum(s for name, s in squares.items() if parameters[name].group in ('gamma', 'beta'))
   of_batchnorm = norms['batchnorm'][2][0]['gradient_norm']
   np.testing.assert_allclose(of_batchnorm, np.sqrt(batchnorm), rtol=1e-4)
 

@@ -12,6 +12,7 @@ from bnonly_jax import masks
 from bnonly_jax import steps
 from bnonly_jax.analysis import tables
 from bnonly_jax.analysis.loading import Loaded
+from bnonly_jax.config import UserError
 from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.models import layers
@@ -65,10 +66,11 @@ def thresholded(loaded: Loaded, thresholds: tuple[float, ...] = tables.THRESHOLD
   Raises:
     UserError: as `evaluate`.
   """
-  params = loaded.variables['params']
-  gammas = plots.gammas(params)
+  params, parameters = loaded.variables['params'], loaded.experiment.parameters
+  gammas = plots.gammas(parameters, params, jax.tree.map(lambda _: None, params))
   thresholds = (0.0, *(thresholds if gammas.size else ()))
-  results = evaluate(loaded, params, *(tables.zero_small(params, t) for t in thresholds[1:]))
+  results = evaluate(loaded, params, *(tables.zero_small(params, t, parameters)
+                                       for t in thresholds[1:]))
   return [{'threshold': t, 'gammas_zeroed': int(np.sum(np.abs(gammas) < t)), **result}
           for t, result in zip(thresholds, results, strict=True)]
 
@@ -85,14 +87,27 @@ def silent_relus(loaded: Loaded) -> dict[str, np.ndarray]:
     bool [channels] by the layer whose norm comes before, in the network's order; True: never fires.
 
   Raises:
-    UserError: as `evaluate`.
+    UserError: as `evaluate`, or the network has no ReLU that tells.
   """
   run = loaded.experiment
+  if not watched(loaded):
+    raise UserError(f'config.network is {loaded.config.network!r}, whose ReLUs do not tell whether'
+                    ' they fire; those at the end of norms of bnonly_jax.models.norm do.')
   state = _state(loaded, device.place(loaded.variables['params'], run.target.local))
   test_set, batches = _test_batches(loaded, 'ReLUs')
   told = jax.device_get([run.firing_step(*state, test_set, batch) for batch in batches])
   fired = masks.flatten(jax.tree.map(lambda *some: np.any(some, 0), *told))
-  return layers.unstack({name.removesuffix('/fired'): ~value for name, (value,) in fired.items()})
+  return layers.unstack({name.removesuffix('/fired'): ~np.any(values, 0)  # of each call of it
+                         for name, values in fired.items()}, tables.stacks(run.parameters))
+
+
+def watched(loaded: Loaded) -> bool:
+  """Whether a network has ReLUs that tell which of them fire (see models/norm.py)."""
+  run = loaded.experiment
+  images = jax.ShapeDtypeStruct((1, *run.info.image_shape), np.float32)
+  told = jax.eval_shape(lambda variables, images: run.network.apply(
+      variables, images, train=False, mutable=['intermediates'])[1], run.shapes, images)
+  return any(name.endswith('/fired') for name in masks.flatten(told))
 
 
 def _state(loaded, params):

@@ -42,6 +42,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
   """
   loaded = loading.load(workdir, step, data_dir, replicate)
   workdir, config, params = loaded.workdir, loaded.config, loaded.variables['params']
+  parameters, watched = loaded.experiment.parameters, evaluation.watched(loaded)
   if not workdir_lib.is_remote(workdir) and not os.access(workdir, os.W_OK):
     raise UserError(f'--workdir={workdir} cannot be written; allowed is a folder of yours. Copy it,'
                     ' and give the copy as --workdir.')
@@ -54,10 +55,11 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
       'network': config.network, 'norm': config.norm, 'train': config.train,
       'data': config.data.name, 'seed': config.seed + replicate,
       'step': loaded.step, 'epoch': loaded.step / steps_per_epoch,
-      'gamma': tables.gamma_table(params),
-      'beta': tables.beta_table(params),
+      'gamma': tables.gamma_table(params, parameters),
+      'beta': tables.beta_table(params, parameters),
       'thresholds': evaluation.thresholded(loaded),
-      'relus': tables.relu_table(params, evaluation.silent_relus(loaded)),
+      'relus': tables.relu_table(params, evaluation.silent_relus(loaded), parameters)
+               if watched else None,
   }
   _print(analysis)
   title = f'{config.network}, {config.data.name}, training {config.train}, step {loaded.step}'
@@ -66,7 +68,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
     written = [workdir / file_name(config, replicate)]
     workdir_lib.write_json(written[0], analysis)
     for draw in (plots.gamma_beta_by_layer, plots.small_gammas, plots.relus):
-      if analysis['gamma'] or draw is plots.relus:
+      if analysis['relus' if draw is plots.relus else 'gamma']:
         written.append(workdir / f'{written[0].stem}_{draw.__name__}.png')
         draw(analysis, written[-1], title)
     return [str(path) for path in written]
@@ -85,11 +87,14 @@ def _print(analysis):
   trained, *zeroed = analysis['thresholds']
   say(f'test accuracy {trained["test_accuracy"]:.4f} as trained')
   if not analysis['gamma']:
-    say('norm none: this network has no gamma and no beta')
+    say('this network has no gamma and no beta')
   for row in zeroed:
     share = row['gammas_zeroed'] / analysis['gamma']['all']['count']
     say(f'              {row["test_accuracy"]:.4f} with the {share:.1%} of gammas at zero whose'
         f' absolute value is below {row["threshold"]:g}')
+  if not analysis['relus']:
+    say('ReLUs of a network without norms of bnonly_jax.models.norm do not tell whether they fire')
+    return
   relus = analysis['relus']['all']
   say(f'{relus["silent"]:,} of {relus["relus"]:,} ReLUs ({relus["silent_share"]:.1%}) never fire;'
       f' {relus["effective"]:,} features are effective')

@@ -11,15 +11,17 @@ from bnonly_jax.models.cifar_vgg import GROUPS
 from bnonly_jax.models.imagenet_resnet import ImageNetResNet
 from bnonly_jax.models.imagenet_resnet import STAGES
 from bnonly_jax.models.initialise import initialise
+from bnonly_jax.models.initialise import look
 from bnonly_jax.models.initialise import NORM_STARTS
 from bnonly_jax.models.initialise import variable_shapes
 from bnonly_jax.models.initialise import WEIGHT_STARTS
 from bnonly_jax.models.layers import Style
 from bnonly_jax.models.norm import KINDS as NORMS
 from bnonly_jax.models.norm import Statistics
+from bnonly_jax.models.parameters import Parameter
 
-__all__ = ['create', 'initialise', 'NORM_STARTS', 'NORMS', 'Statistics', 'Style', 'variable_shapes',
-           'WEIGHT_STARTS']
+__all__ = ['create', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter', 'Statistics',
+           'Style', 'variable_shapes', 'WEIGHT_STARTS']
 
 _FAMILIES = (
     'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'

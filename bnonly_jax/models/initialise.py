@@ -5,10 +5,11 @@ from typing import Any
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bnonly_jax import seeds
-from bnonly_jax.models import layers
+from bnonly_jax.models import parameters as parameters_lib
 
 # How weights start: as in open_lth's models/initializers.py. Each takes a generator and the shape
 # of one kernel, the features last.
@@ -62,10 +63,12 @@ def initialise(network: nn.Module, image_shape: tuple[int, ...], seed: int,
   """Draws a network's variables.
 
   Each tensor depends on the seed and its own name alone; the kernels of a stack come one after the
-  other from the stack's generator. By default the distributions are the paper's and those of the
-  network's own `init`, which draws with JAX's generator instead: weights He normal with fan-in,
-  gamma U[0, 1), beta 0. Other biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default,
-  with every start (open_lth's initialisers set weights only).
+  other from the stack's generator. Known are the kernels and biases of convolutions and dense
+  layers, and the scales and biases of norms, whoever wrote the network. By default their
+  distributions are the paper's: weights He normal with fan-in, gamma U[0, 1), beta 0. Other biases
+  are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default, with every start (open_lth's
+  initialisers set weights only). All else is drawn by the module's own initialiser, with the key
+  that Flax derives from the seed, the module's path and the variable's place in the module.
 
   Args:
     network: a Flax module.
@@ -75,38 +78,77 @@ def initialise(network: nn.Module, image_shape: tuple[int, ...], seed: int,
     norm_start: a key of NORM_STARTS.
 
   Returns:
-    {'params': ..., 'batch_stats': ...} with float32 NumPy arrays as leaves.
+    {'params': ..., 'batch_stats': ...} with NumPy arrays as leaves, float32 if the network does not
+    say otherwise.
   """
-  shapes = variable_shapes(network, image_shape)
-  params = flax.traverse_util.flatten_dict(shapes['params'], sep='/')
-  draw_scale, norm_bias = NORM_STARTS[norm_start]
+  shapes, parameters = look(network, image_shape)
+  names = flax.traverse_util.flatten_dict(shapes, sep='/')
+  drawn, own = {}, []
+  for name, leaf in names.items():
+    collection, _, rest = name.partition('/')
+    if collection == 'params':
+      value = _draw(parameters[rest], rest, seed, WEIGHT_STARTS[weight_start],
+                    NORM_STARTS[norm_start])
+    else:
+      start = {'mean': np.zeros, 'var': np.ones}.get(name.rpartition('/')[2])
+      value = start and start(leaf.shape)
+    if value is None:
+      own.append(name)
+    else:
+      drawn[name] = np.asarray(value, leaf.dtype)
+  if own:
+    drawn |= _by_own_initialisers(network, image_shape, seed, own)
+  variables = flax.traverse_util.unflatten_dict({name: drawn[name] for name in names}, sep='/')
+  return {'batch_stats': {}, **variables}
 
-  def draw(name, shape):
-    generator = seeds.host_generator(seed, f'params/{name}')
-    if name.endswith('kernel'):
-      kernel = WEIGHT_STARTS[weight_start]
-      if layers.is_stacked(name):
-        return np.stack([kernel(generator, shape[1:]) for _ in range(shape[0])])
-      return kernel(generator, shape)
-    if name.endswith('scale'):
-      return draw_scale(generator, shape)
-    sibling = params.get(name.removesuffix('bias') + 'kernel')
-    if sibling is None:  # a norm's
-      return np.full(shape, norm_bias, np.float32)
-    return np.float32(_fan_in(sibling.shape) ** -0.5) * _symmetric(generator, shape)
 
-  drawn = {name: draw(name, leaf.shape) for name, leaf in params.items()}
-  statistics = jax.tree_util.tree_map_with_path(
-      lambda path, leaf: (np.ones if path[-1].key == 'var' else np.zeros)(leaf.shape, np.float32),
-      shapes['batch_stats'])
-  return {'params': flax.traverse_util.unflatten_dict(drawn, sep='/'), 'batch_stats': statistics}
+def _draw(known, name, seed, start, norm_start):
+  """Draws a parameter by its name; None if that is its module's to do."""
+  generator = seeds.host_generator(seed, f'params/{name}')
+  draw_scale, norm_bias = norm_start
+  if known.group == 'gamma':
+    return draw_scale(generator, known.whole_shape)
+  if known.group == 'beta':
+    return np.full(known.whole_shape, norm_bias, np.float32)
+  if not known.fan_in:
+    return None
+  if name.endswith('bias'):
+    return np.float32(known.fan_in ** -0.5) * _symmetric(generator, known.whole_shape)
+  # Of several axes of features, as attention has them, one is made, the last.
+  shape = known.shape if _fan_in(known.shape) == known.fan_in else (known.fan_in, -1)
+  shape = np.empty(known.shape, bool).reshape(shape).shape
+  kernels = [start(generator, shape) for _ in range(len(known.names))]
+  return np.stack(kernels).reshape(known.whole_shape)
+
+
+def _by_own_initialisers(network, image_shape, seed, names):
+  """Draws the named variables by the network's own init, of which the compiler drops the rest."""
+  def draw(key):
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    drawn = nn.meta.unbox(network.init(key, images, train=False))
+    flat = flax.traverse_util.flatten_dict(drawn, sep='/')
+    return {name: flat[name] for name in names}
+
+  return jax.device_get(jax.jit(draw)(jax.random.key(seed)))
+
+
+def look(network: nn.Module, image_shape: tuple[int, ...]
+         ) -> tuple[dict[str, Any], dict[str, parameters_lib.Parameter]]:
+  """Returns a network's variables, as shapes, and what is known of its parameters.
+
+  Args:
+    network: a Flax module whose `__call__(images, train)` gives logits.
+    image_shape: height, width, channels.
+
+  Returns:
+    The variables as jax.ShapeDtypeStruct leaves, with nothing computed; 'batch_stats' is there,
+    empty, also for a network without BatchNorm. And a `Parameter` by name.
+  """
+  images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+  shapes, parameters = parameters_lib.look(network, images, train=False)
+  return {'batch_stats': {}, **shapes}, parameters
 
 
 def variable_shapes(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
-  """Returns the network's variables as jax.ShapeDtypeStruct leaves, with nothing computed.
-
-  'batch_stats' is there, empty, also for a network without BatchNorm.
-  """
-  images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-  shapes = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), images)
-  return {'batch_stats': {}, **shapes}
+  """Returns the first of what `look` returns."""
+  return look(network, image_shape)[0]

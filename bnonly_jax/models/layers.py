@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Sequence
 import functools
 import re
 from typing import Any
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bnonly_jax.models.conv import conv
 from bnonly_jax.models.norm import make_norm
@@ -143,25 +145,53 @@ def is_stacked(name: str) -> bool:
   return '_stack/' in name
 
 
-def unstack(named: dict[str, Any]) -> dict[str, Any]:
+def unstacked_names(name: str, lifts: Sequence[str], lengths: Sequence[int],
+                    names: Collection[str]) -> list[str]:
+  """Names what a stack of equal blocks holds, in its order; one name of what is no stack.
+
+  Blocks count from 1: of 'layers/norm/scale', stacked over the module 'layers', come
+  'layers/block1/norm/scale', ... Of this package's stages, whose first block may stand apart,
+  'stage2_first/norm1/scale' becomes 'stage2/block1/norm1/scale', and 'stage2_stack/norm1/scale'
+  'stage2/block2/norm1/scale' and so on.
+
+  Args:
+    name: of a variable or a module.
+    lifts: the modules over whose equals it is stacked, the outermost first.
+    lengths: of its first axes, one for each of lifts.
+    names: of all variables.
+  """
+  stage, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack)/)?(.+)', name).groups()
+  if place == 'first':
+    return [f'{stage}/block1/{rest}']
+  offset = 1 + (place == 'stack' and any(n.startswith(f'{stage}_first/') for n in names))
+  found = []
+  for index in np.ndindex(*lengths):
+    parts = name.split('/')
+    for lift, i in reversed(list(zip(lifts, index, strict=True))):
+      first = offset if lift == f'{stage}_stack' else 1
+      parts.insert(len(lift.split('/')) if lift else 0, f'block{i + first}')
+    found.append('/'.join(parts).replace(f'{stage}_stack/', f'{stage}/', 1))
+  return found
+
+
+def unstack(named: dict[str, Any], stacks: Collection[str] = ()) -> dict[str, Any]:
   """Takes stacks of equal blocks apart and puts layers in the network's order.
 
-  Blocks of a stage count from 1: of 'stage2_first/norm1/scale' [C] and 'stage2_stack/norm1/scale'
-  [2, C] become 'stage2/block1/norm1/scale' to 'stage2/block3/norm1/scale', each [C]. Of the layers
-  of a block, the shortcut's come last. Other names stay.
+  Names become those of `unstacked_names`. Of the layers of a block, the shortcut's come last. Other
+  names stay.
 
   Args:
     named: arrays by name, as `masks.flatten` has a network's variables.
+    stacks: modules that are stacked, besides this package's stages.
   """
   unstacked = {}
   for name, value in named.items():
-    stage_name, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack)/)?(.+)', name).groups()
-    if place == 'stack':
-      first = 2 if any(other.startswith(f'{stage_name}_first/') for other in named) else 1
-      for i, block_value in enumerate(value, first):
-        unstacked[f'{stage_name}/block{i}/{rest}'] = block_value
-    else:
-      unstacked[f'{stage_name}/block1/{rest}' if place else name] = value
+    own = [name.partition('/')[0]] if is_stacked(name) else []
+    lifts = sorted({*own, *(s for s in stacks if not s or name.startswith(f'{s}/'))}, key=len)
+    shape = value.shape[:len(lifts)]
+    for index, block in zip(np.ndindex(*shape), unstacked_names(name, lifts, shape, named),
+                            strict=True):
+      unstacked[block] = value[index] if lifts else value
 
   def order(name):  # numbers by their size, and the stem before the stages
     return not name.startswith('stem'), [int(part) if part.isdigit() else part
@@ -173,7 +203,7 @@ def unstack(named: dict[str, Any]) -> dict[str, Any]:
 def adds_residual(name: str, names: Collection[str]) -> bool:
   """Whether a norm, by its unstacked name among all of them, adds its block's residual."""
   block, _, number = name.rpartition('norm')
-  return '/' in name and f'{block}norm{int(number) + 1}' not in names
+  return '/' in name and number.isdigit() and f'{block}norm{int(number) + 1}' not in names
 
 
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, parts: Parts,

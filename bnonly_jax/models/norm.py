@@ -79,6 +79,7 @@ class BatchNorm(nn.Module):
   train: bool = False
   statistics: Statistics = Statistics()
   backend: str = 'cpu'
+  is_norm = 'batch'
 
   @nn.compact
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
@@ -109,6 +110,11 @@ class GroupNorm(nn.Module):
     group_size: channels a group; None is all of them, which is LayerNorm over [H, W, C].
   """
   group_size: int | None
+
+  @property
+  def is_norm(self) -> str:
+    """Which kind of norm it is."""
+    return 'group' if self.group_size else 'layer'
 
   @nn.compact
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,

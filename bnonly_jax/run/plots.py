@@ -9,6 +9,7 @@ from etils import epath
 import numpy as np
 
 from bnonly_jax import masks
+from bnonly_jax import models
 from bnonly_jax.run import metrics
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
@@ -26,11 +27,26 @@ def pyplot():
   return matplotlib.pyplot
 
 
-def gammas(*params: dict) -> np.ndarray:
-  """Returns every gamma in parameters, or in a half of them, in one vector."""
-  return np.concatenate([np.zeros(0, np.float32)] + [
-      np.ravel(value) for tree in params for name, value in masks.flatten(tree).items()
-      if masks.group_of(name) == 'gamma' and value is not None])
+def gammas(parameters: dict[str, models.Parameter], trainable: Any, frozen: Any) -> np.ndarray:
+  """Returns every gamma, of all replicates, in one vector.
+
+  Args:
+    parameters: what is known of each, by name.
+    trainable: the half of the parameters that trains, on the host.
+    frozen: the other half.
+  """
+  trainable, frozen = masks.flatten(trainable), masks.flatten(frozen)
+  found = [np.zeros(0, np.float32)]
+  for name, known in parameters.items():
+    if known.group == 'gamma':
+      value, rest = trainable[name], frozen[name]
+      if isinstance(rest, masks.Chosen):  # some blocks of a stack
+        tensor = np.array(rest.tensor).reshape(*np.shape(rest.index)[:-1], -1)
+        np.put_along_axis(tensor, np.asarray(rest.index), value, -1)
+        found += [tensor.ravel()]
+      else:
+        found += [np.ravel(rest if value is None else value)]
+  return np.concatenate(found)
 
 
 def accuracy_over_epochs(workdir: epath.Path, title: str) -> None:

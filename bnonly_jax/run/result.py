@@ -73,7 +73,7 @@ def conclude(experiment: Experiment, workdir: epath.Path, diverged_step: int | N
   final = {} if diverged_step else next(x for x in lines if x['step'] == experiment.total_steps
                                         and 'test_accuracy' in x)
   config, info = experiment.config, experiment.info
-  table = masks.table(experiment.shapes['params'], experiment.mask)
+  table = masks.table(experiment.parameters, experiment.mask)
   result = {
       **{mean: final.get(mean) for _, mean, _ in _EVALUATED},
       'untrained_test_accuracy': start.get('test_accuracy'),

@@ -59,7 +59,7 @@ def test_logits_statistics_gradients_and_steps_equal_pytorchs(name):
   import torch
   from torch.nn import functional as F
   size = images.shape[1]
-  shapes = models.variable_shapes(ours, (size, size, 3))
+  shapes, parameters = models.look(ours, (size, size, 3))
   inputs = torch.tensor(images.transpose(0, 3, 1, 2))
   targets = torch.tensor(labels)
 
@@ -73,7 +73,7 @@ def test_logits_statistics_gradients_and_steps_equal_pytorchs(name):
     theirs.eval()
     close(jax.jit(ours.apply)(variables, images), theirs(inputs).detach(), 'logits, eval')
 
-    mask = masks.make_mask('batchnorm', variables['params'])
+    mask = masks.make_mask('batchnorm', parameters)
     trainable, frozen = masks.partition(variables['params'], mask)
     tx = optimizer.create(default_config().optimizer, lambda _: 0.1, mask)
     opt_state = tx.init(trainable)

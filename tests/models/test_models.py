@@ -34,26 +34,27 @@ COUNTS = {
 }
 
 
-def shapes(name, norm='batch'):
+def look(name, norm='batch'):
   large = name.startswith('imagenet')
   network = models.create(name, 1000 if large else 10, models.Style(norm))
-  return models.variable_shapes(network, (224, 224, 3) if large else (32, 32, 3))
+  return models.look(network, (224, 224, 3) if large else (32, 32, 3))
 
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_the_parameter_counts_are_the_papers(name):
-  params = shapes(name)['params']
-  size = {row.group: row.parameters for row in masks.table(params)}
+  _, parameters = look(name)
+  size = {row.group: row.parameters for row in masks.table(parameters)}
   batchnorm = size['gamma'] + size['beta']
   assert (batchnorm, size['output'], size['shortcut'], sum(size.values())) == COUNTS[name]
   assert size['gamma'] == size['beta']
   # Two weights of every channel of every convolution are as many as gammas and betas.
-  two = masks.table(params, masks.make_mask('random:2', params)) if sum(size.values()) < 5e7 else ()
+  two = (masks.table(parameters, masks.make_mask('random:2', parameters))
+         if sum(size.values()) < 5e7 else ())
   assert sum(row.trained for row in two) == (batchnorm if two else 0)
 
 
 def test_width_multiplies_the_channels_of_imagenet_networks_too():
-  kernel = shapes('imagenet_resnet18x2')['params']['stem_conv']['kernel']
+  kernel = look('imagenet_resnet18x2')[0]['params']['stem_conv']['kernel']
   assert kernel.shape == (7, 7, 3, 128)
 
 
@@ -77,14 +78,14 @@ def test_images_too_small_for_vgg_are_an_error():
     ('batch', {'gamma', 'beta'}), ('group', {'gamma', 'beta'}), ('layer', {'gamma', 'beta'}),
     ('none', set())])
 def test_every_norm_has_the_affine_parameters_of_batchnorm_or_none(norm, groups):
-  variables = shapes('cifar_resnet14', norm)
-  size = {row.group: row.parameters for row in masks.table(variables['params'])}
+  variables, parameters = look('cifar_resnet14', norm)
+  size = {row.group: row.parameters for row in masks.table(parameters)}
   assert {group for group in ('gamma', 'beta') if size[group]} == groups
   assert size['gamma'] in (0, 560)
   assert bool(variables['batch_stats']) == (norm == 'batch')
   if norm == 'none':
     with pytest.raises(UserError, match='this network has no batchnorm'):
-      masks.make_mask('batchnorm', variables['params'])
+      masks.make_mask('batchnorm', parameters)
 
 
 @pytest.mark.parametrize('norm', ['group', 'layer', 'none'])

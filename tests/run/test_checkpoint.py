@@ -66,10 +66,10 @@ def test_another_selection_is_refused_with_names_and_counts_of_both(tmp_path, th
   assert 'inner_state/1/0/trace/' in str(error.value)
   with pytest.raises(UserError, match='frozen holds another selection or network'):
     checkpoint.keep_frozen(tmp_path, masks.partition(second.variables['params'],
-                                                     masks.make_mask('gamma', PARAMS))[0])
+                                                     masks.make_mask('gamma', PARAMETERS))[0])
 
 
-PARAMS = conftest.make_setup('batchnorm').variables['params']
+PARAMETERS = conftest.make_setup('batchnorm').experiment.parameters
 
 
 def test_checkpoints_of_a_regular_kind_stay(tmp_path):

@@ -1,0 +1,56 @@
+"""The two halves of parameters under a mask: what trains, and what is frozen. Of any pytree."""
+
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Chosen(NamedTuple):
+  """The frozen half of a tensor of which single weights train."""
+  tensor: jax.Array  # the whole tensor at its start
+  index: jax.Array  # int32 [n], where the trained weights lie in the flattened tensor
+
+
+def partition(params: Any, mask: Any) -> tuple[Any, Any]:
+  """Splits parameters into what trains and what is frozen.
+
+  Args:
+    params: any pytree.
+    mask: one like it, of bools and bool arrays.
+
+  Returns:
+    (trainable, frozen), each shaped like `params`, with None where the other half has the tensor.
+    Where a mask's leaf is an array, trainable holds the chosen weights as one vector and frozen a
+    `Chosen`.
+  """
+  def split(keep, tensor):
+    if isinstance(keep, (bool, np.bool_)):
+      return (tensor, None) if keep else (None, tensor)
+    index = np.flatnonzero(keep).astype(np.int32)
+    return tensor.reshape(-1)[index], Chosen(tensor, index)
+
+  leaves, structure = jax.tree.flatten(params)
+  pairs = [split(keep, leaf)
+           for keep, leaf in zip(structure.flatten_up_to(mask), leaves, strict=True)]
+  return tuple(structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
+
+
+def merge(trainable: Any, frozen: Any) -> Any:
+  """Puts the two halves together again. The inverse of `partition`."""
+  def join(t, f):
+    if t is None:
+      return f
+    if isinstance(f, Chosen):
+      flat = jnp.asarray(f.tensor).reshape(-1).at[f.index].set(t, unique_indices=True)
+      return flat.reshape(f.tensor.shape)
+    return t
+
+  return jax.tree.map(join, trainable, frozen, is_leaf=lambda x: x is None)
+
+
+def tensors_trained(mask: Any) -> Any:
+  """Returns for each tensor whether any weight of it trains: the mask that optax.masked takes."""
+  return jax.tree.map(lambda keep: bool(np.any(keep)), mask)
