@@ -54,6 +54,32 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
+def names(config: ml_collections.ConfigDict) -> list[tuple[str, str, str, str]]:
+  """Returns every parameter by name, as rules and places say it, in the order it is applied.
+
+  Returns:
+    For each its name, its shape as text, its group, and 'trains', 'frozen' or, where single weights
+    train, how many of them.
+
+  Raises:
+    UserError: as `experiment.build`.
+  """
+  run = experiment.build(config, data.find_or_assume(config)[0])
+  mask, rows = masks.flatten(run.mask), []
+  for whole, known in run.parameters.items():
+    keeps = np.broadcast_to(mask[whole], known.whole_shape).reshape(-1, *known.shape)
+    for order, name, keep in zip(known.order, known.names, keeps, strict=True):
+      trained = int(np.sum(keep))
+      trains = {0: 'frozen', keep.size: 'trains'}.get(trained, f'{trained:,} train')
+      rows.append((order, name, 'x'.join(map(str, known.shape)) or '1', known.group, trains))
+  return [row for _, *row in sorted(rows)]
+
+
+def print_names(config: ml_collections.ConfigDict) -> None:
+  """Prints what `names` returns."""
+  metrics.print_columns(('name', 'shape', 'group', 'trains'), names(config))
+
+
 def print_description(config: ml_collections.ConfigDict) -> None:
   """Prints what `describe` returns."""
   values = describe(config)

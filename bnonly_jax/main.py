@@ -24,6 +24,9 @@ _PROFILE = flags.DEFINE_bool(
 _PROCESSES = command_line.define_processes()
 _DESCRIBE = flags.DEFINE_bool(
     'describe', False, 'Print parameters, FLOPs and bytes of the config, and train nothing.')
+_NAMES = flags.DEFINE_bool(
+    'names', False, 'With --describe: print every parameter with its shape, its group and whether'
+    ' it trains, by the name that config.train may use.')
 _ON = flags.DEFINE_string(
     'on', '', 'With --describe: devices that are not there, h100 or a TPU slice such as v5e:4x4.'
     ' Compiles the steps for them, and says whether they fit into the memory.')
@@ -34,8 +37,11 @@ def missing() -> str:
   if _CONFIG.value is None or not (_WORKDIR.value or _DESCRIBE.value):
     return ('--config=FILE.py[:ARGUMENT] and --workdir=DIR are both needed.'
             ' Try --config=configs/digits.py --workdir=runs/digits, or --help.')
-  if _ON.value and not _DESCRIBE.value:
-    return f'--on={_ON.value} trains nothing: add --describe, or leave it out.'
+  for flag in (_ON, _NAMES):
+    if flag.value and not _DESCRIBE.value:
+      return f'--{flag.name}={flag.value} trains nothing: add --describe, or leave it out.'
+  if _ON.value and _NAMES.value:
+    return f'--names with --on={_ON.value}: names are the same everywhere. Leave one of them out.'
   return ''
 
 
@@ -43,15 +49,17 @@ def main() -> None:
   if _ON.value:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing runs
   # Here, so that a mistake in the flags is told at once.
+  from bnonly_jax import describe as description
   from bnonly_jax.benchmark import elsewhere
-  from bnonly_jax.describe import print_description
   from bnonly_jax.run import processes
   from bnonly_jax.train import train_and_evaluate
   processes.initialize(os.environ, **_PROCESSES())
   if _ON.value:
     elsewhere.print_fit(_CONFIG.value, _ON.value)
+  elif _NAMES.value:
+    description.print_names(_CONFIG.value)
   elif _DESCRIBE.value:
-    print_description(_CONFIG.value)
+    description.print_description(_CONFIG.value)
   else:
     result = train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
     sys.exit(3 if result['diverged'] else 0)

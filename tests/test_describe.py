@@ -76,3 +76,15 @@ def test_a_network_of_any_family_is_described_without_its_data(capsys):
 def test_it_agrees_with_the_multiplications_known_of_resnet_50():
   # torchvision documents 4.09 billion multiplications with their additions at 224x224.
   assert np.isclose(described(network='imagenet_resnet50')['flops_forward'] / 2, 4.09e9, rtol=0.005)
+
+
+def test_all_names_are_listed_as_a_selection_may_say_them():
+  config = default_config()
+  config.update(network='cifar_resnet14', train='batchnorm@stage1/block2+random:1@stem_conv',
+                batch_size=4)
+  rows = {name: rest for name, *rest in describe.names(config)}
+  assert len(rows) == 15 * 2 + 13 + 2 + 2
+  assert list(rows)[0] == 'stem_conv/kernel' and list(rows)[-1] == 'output/kernel'
+  assert rows['stem_conv/kernel'] == ['3x3x3x16', 'conv', '16 train']
+  assert rows['stage1/block2/norm1/scale'] == ['16', 'gamma', 'trains']
+  assert rows['stage1/block1/norm1/scale'] == ['16', 'gamma', 'frozen']

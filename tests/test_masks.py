@@ -148,3 +148,63 @@ def test_of_rules_the_first_match_counts():
 def test_wrong_rules_are_errors(rules, message):
   with pytest.raises(UserError, match=message):
     masks.make_mask(rules, PARAMETERS)
+
+
+def trained_names(selection, parameters=PARAMETERS):
+  """The unstacked names of what trains, whole."""
+  mask, found = masks.flatten(masks.make_mask(selection, parameters)), set()
+  for whole, known in parameters.items():
+    keeps = np.broadcast_to(mask[whole], known.whole_shape).reshape(len(known.names), -1)
+    assert np.all(keeps.all(1) == keeps.any(1)), whole
+    found |= {name for name, keep in zip(known.names, keeps, strict=True) if keep.all()}
+  return found
+
+
+def test_rules_take_the_names_of_single_blocks():
+  assert trained_names('[["stage1/block2/norm1/scale$", true], ["", false]]') == {
+      'stage1/block2/norm1/scale'}
+  # A rule for a stack's name in the tree, as older workdirs have them, holds for all of it.
+  assert trained_names('[["^stage1_stack/norm2/bias", true], ["", false]]') == {
+      'stage1/block1/norm2/bias', 'stage1/block2/norm2/bias'}
+
+
+@pytest.mark.parametrize('selection, layers, leaves', [
+    ('batchnorm@stage1/block2', {'stage1/block2/norm1', 'stage1/block2/norm2'}, 2),
+    ('gamma@stage2', {'stage2/block1/norm1', 'stage2/block1/norm2', 'stage2/block2/norm1',
+                      'stage2/block2/norm2', 'stage2/block1/shortcut_norm'}, 1),
+    ('batchnorm@last:4', {'stage3/block2/norm2', 'stage3/block2/norm1', 'stage3/block1/norm2',
+                          'stage3/block1/shortcut_norm'}, 2),
+    ('norm:batch@last:1', {'stage3/block2/norm2'}, 2),
+    ('beta@stage1-beta@stage1/block1', {'stage1/block2/norm1', 'stage1/block2/norm2'}, 1),
+    ('conv@last:1', {'stage3/block2/conv2'}, 1),
+    ('output@output/bias', {'output'}, 1),
+    ('shortcut@stage3', {'stage3/block1/shortcut_conv'}, 1)])
+def test_a_selection_may_hold_a_place(selection, layers, leaves):
+  names = trained_names(selection)
+  assert {name.rpartition('/')[0] for name in names} == layers
+  assert len(names) == leaves * len(layers)
+
+
+def test_random_weights_have_places_too():
+  everywhere, here = (masks.flatten(masks.make_mask(selection, PARAMETERS))
+                      for selection in ('random:2', 'random:2@stage1/block2'))
+  stack = 'stage1_stack/conv1/kernel'
+  assert not here[stack][0].any()
+  np.testing.assert_array_equal(here[stack][1], everywhere[stack][1])
+  assert {name for name, keep in here.items() if np.any(keep)} == {
+      stack, 'stage1_stack/conv2/kernel'}
+
+
+@pytest.mark.parametrize('selection, message', [
+    ('batchnorm@stage4', "none of that at 'stage4'. There are stage1, stage2, stage3, stem_norm, "
+     'with what lies below them, and last:1 to last:15; .*--describe --names'),
+    ('conv@output', "none of that at 'output'. There are stage1"),
+    ('batchnorm@stage1/block3', "none of that at 'stage1/block3'"),
+    ('batchnorm@stage', "none of that at 'stage'"),
+    ('batchnorm@last:16', "at 'last:16'.*last:1 to last:15"),
+    ('batchnorm@', 'is no group. Allowed are'), ('nothing@stage1', 'is no group'),
+    ('norm:nope', 'is no group.*norm:batch, norm:layer, norm:group, norm:rms, norm:instance'),
+    ('attention', 'this network has no attention. It has gamma')])
+def test_a_wrong_place_is_an_error_with_those_that_there_are(selection, message):
+  with pytest.raises(UserError, match=message):
+    masks.make_mask(selection, PARAMETERS)

@@ -22,6 +22,8 @@ from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.data import batches
 from bnonly_jax.data import device
+from bnonly_jax.models import layers
+from bnonly_jax.run import plots
 
 SELECTIONS = ('batchnorm', 'all', 'nothing', 'output')
 
@@ -70,6 +72,23 @@ def test_raw_gradients_of_frozen_parameters_reach_nothing():
   merged = masks.flatten(masks.merge(moved, setup.frozen))
   for name, keep in masks.flatten(setup.mask).items():
     assert np.array_equal(merged[name], masks.flatten(params)[name]) != keep, name
+
+
+def test_of_a_stack_only_the_chosen_blocks_train_and_are_kept():
+  setup = conftest.make_setup('batchnorm@stage1/block2+beta@last:1', network='cifar_resnet14')
+  state, frozen, _ = setup.run(2)
+  trained = 4 * 16 + 64
+  count = lambda tree: sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+  assert count(state.trainable) == trained and count(state.opt_state) == trained + 1
+  start = experiment.draw_variables(setup.experiment, 0)['params']
+  before, after = (layers.unstack(masks.flatten(tree)) for tree in (
+      start, jax.device_get(masks.merge(state.trainable, frozen))))
+  moved = {name for name, value in before.items() if np.any(after[name] != value)}
+  assert moved == {*(f'stage1/block2/norm{i}/{leaf}' for i in (1, 2) for leaf in ('scale', 'bias')),
+                   'stage3/block2/norm2/bias'}
+  gammas = plots.gammas(setup.experiment.parameters, state.trainable, frozen)
+  np.testing.assert_array_equal(np.sort(gammas), np.sort(np.concatenate(
+      [value for name, value in after.items() if name.endswith('scale')])))
 
 
 def test_the_state_is_as_small_as_what_trains():

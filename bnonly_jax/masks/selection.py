@@ -24,9 +24,9 @@ def make_mask(selection: str, parameters: dict[str, Parameter], seed: int = 0) -
   Args:
     selection: groups or sets joined by + and -, read from left to right ('all-batchnorm'). Among
       them are norm:KIND, the norms of that kind, and random:K: of every output channel of every
-      convolution K weights, or all if it has fewer. Each may have a place: 'batchnorm@stage3/block2'
-      is what lies below that name, 'batchnorm@last:4' the last four modules that own such. Or else
-      a JSON list of rules, '[["norm1/scale$", true], ["", false]]': the first expression found in a
+      convolution K weights, or all if it has fewer. Each may have a place: 'conv@stage3/block2' is
+      what lies below that name, 'batchnorm@last:4' the last four modules that own such. Or else a
+      JSON list of rules, '[["norm1/scale$", true], ["", false]]': the first expression found in a
       parameter's name, as `Parameter.names` or the tree has it, says whether it trains.
     parameters: what is known of the network's, from `models.look`.
     seed: the experiment's, for random:K.

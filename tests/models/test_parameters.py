@@ -51,7 +51,7 @@ def stacked(block, length):
 
 
 class Transformer(nn.Module):
-  """Setup and compact modules, a scan within a scan, remat, attention, places, a norm at the end."""
+  """Setup and compact modules, a scan within a scan, remat, attention, places, a last norm."""
 
   def setup(self):
     self.places = self.param('places', nn.initializers.normal(0.1), (1, 16, 4))
@@ -187,7 +187,7 @@ def test_what_is_known_starts_as_ours_and_all_else_as_its_module_says():
   # The length of a stack, 4, is no part of the fan-in.
   bias = first['stack']['conv']['bias']
   assert bias.shape == (4, 64) and 0.9 < np.abs(bias).max() * np.sqrt(3 * 64) <= 1
-  assert 0 <= first['m']['gamma'].min() and first['m']['gamma'].max() < 1
+  assert first['m']['gamma'].min() >= 0 and first['m']['gamma'].max() < 1
 
 
 def test_orthogonal_is_so_over_all_axes_of_inputs():
