@@ -96,14 +96,22 @@ def _pmap(step: Callable[..., Any], target: Target, in_axes: tuple[int | None, .
 
   mapped = jax.pmap(precise, axis_name=AXIS, in_axes=in_axes, out_axes=None,
                     devices=target.devices, donate_argnums=donate)
-  # With several processes a program that was compiled apart from its call lacks their shares.
-  if target.backend != 'cpu' or jax.process_count() > 1:
-    return mapped
-  return _compiled_for_cpu(mapped)
+  return _with_options(mapped, target) if _takes_options(target) else mapped
 
 
-def compile_for_cpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles with CPU_OPTIONS, but for those that XLA_FLAGS names or this version does not know."""
+def _takes_options(target):
+  """With several processes a program that was compiled apart from its call lacks their shares."""
+  return target.backend == 'cpu' and jax.process_count() == 1
+
+
+def compiled(lowered: jax.stages.Lowered, target: Target) -> jax.stages.Compiled:
+  """Compiles a lowered step as a call of it does.
+
+  On a CPU that is with CPU_OPTIONS, but for those that XLA_FLAGS names or this version of JAX does
+  not know.
+  """
+  if not _takes_options(target):
+    return lowered.compile()
   said = os.environ.get('XLA_FLAGS', '')
   options = {name: value for name, value in CPU_OPTIONS.items() if name not in said}
   with warnings.catch_warnings():
@@ -117,8 +125,8 @@ def compile_for_cpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
       return lowered.compile()
 
 
-def _compiled_for_cpu(step):
-  """A step that `compile_for_cpu` compiles, anew for arguments of other shapes."""
+def _with_options(step, target):
+  """A step that `compiled` compiles, anew for arguments of other shapes."""
   programs = {}
 
   def call(*arguments):
@@ -127,7 +135,7 @@ def _compiled_for_cpu(step):
       return step(*arguments)  # to be seen by who traces it
     key = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     if key not in programs:
-      programs[key] = compile_for_cpu(step.lower(*arguments))
+      programs[key] = compiled(step.lower(*arguments), target)
     return programs[key](*arguments)
 
   call.lower = step.lower

@@ -223,12 +223,12 @@ def test_convolutions_of_few_channels_go_to_onednn(monkeypatch):
                          jax.devices()[:1])
   lowered = run.train_step.lower(*experiment.train_arguments(run))
   # As XLA_FLAGS of the tests says.
-  assert '__onednn$' not in steps.compile_for_cpu(lowered).as_text()
+  assert '__onednn$' not in steps.compiled(lowered, run.target).as_text()
   monkeypatch.setenv('XLA_FLAGS', '')
   known = [int(n) for n in jax.__version__.split('.')[:2]] >= [0, 12]
-  assert ('__onednn$' in steps.compile_for_cpu(lowered).as_text()) == known
+  assert ('__onednn$' in steps.compiled(lowered, run.target).as_text()) == known
   monkeypatch.setitem(steps.CPU_OPTIONS, 'xla_no_such_option', True)
-  steps.compile_for_cpu(lowered)
+  steps.compiled(lowered, run.target)
 
 
 @pytest.mark.parametrize('precision', ['default', 'highest'])
