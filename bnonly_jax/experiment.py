@@ -227,15 +227,23 @@ def place(experiment: Experiment, state: steps.State, frozen: Any
   return device.place((state, frozen, np.int32(experiment.config.seed)), experiment.target.local)
 
 
-def open_source(experiment: Experiment) -> data.Source:
-  """Opens the experiment's data set, which must be prepared: resident or streamed.
+def open_source(experiment: Experiment, given: dict[str, data.Images] | None = None
+                ) -> data.Source:
+  """Opens the experiment's data set, which must be prepared or given: resident or streamed.
+
+  Args:
+    experiment: on any devices.
+    given: the splits, of a data set that is given as arrays (`data.arrays`).
 
   Raises:
     UserError: a bad image, in a resident set.
   """
   config, info = experiment.config, experiment.info
+  place = jax.process_index(), jax.process_count()
+  if given:
+    return resident.open_source(config, info, *place, given)
   way = resident if resident.is_resident(config, info) else streamed
-  return way.open_source(config, info, jax.process_index(), jax.process_count())
+  return way.open_source(config, info, *place)
 
 
 def train_arguments(experiment: Experiment, number: int = 1) -> tuple[Any, ...]:
