@@ -114,6 +114,22 @@ def test_a_kill_between_a_line_and_the_next_checkpoint_writes_no_line_twice(data
   assert lines[0] == lines[1]
 
 
+def test_a_workdir_from_before_there_was_a_choice_of_optimizer_goes_on(run, data_dir, tmp_path):
+  workdir, expected = run
+  train_and_die(tiny_config(data_dir), tmp_path, at_step=7)
+  facts = json.loads((tmp_path / 'config.json').read_text())
+  new = ('label_smoothing', 'data.augment', *(f'optimizer.{name}' for name in (
+      'name', 'schedule', 'decay_norms', 'rates')))
+  (tmp_path / 'config.json').write_text(json.dumps(
+      {name: value for name, value in facts.items() if name not in new}))
+  with pytest.raises(UserError, match=r"data.augment = 'pad_crop,flip' there and 'cutout' here"):
+    train.train_and_evaluate(tiny_config(data_dir, **{'data.augment': 'cutout'}), tmp_path)
+  result = train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+  assert result['test_loss'] == expected['test_loss']
+  for a, b in zip(last_state(tmp_path), last_state(workdir), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize('at_step', [3, 7])
 def test_a_run_stopped_anywhere_ends_with_the_same_bits(run, data_dir, tmp_path, monkeypatch,
                                                         at_step):
