@@ -107,8 +107,8 @@ def test_other_optimizers_are_those_of_their_papers(name):
   for g in gradients:
     updates, state = tx.update({'a': jnp.asarray(g), 'b': None}, state, params)
     params = optax.apply_updates(params, updates)
-  np.testing.assert_allclose(params['a'], written_out(name, gradients, np.float64([1, -2]), 0.1, 0.5),
-                             rtol=1e-5)
+  expected = written_out(name, gradients, np.float64([1, -2]), 0.1, 0.5)
+  np.testing.assert_allclose(params['a'], expected, rtol=1e-5)
   assert params['b'] is None
 
 
@@ -151,7 +151,7 @@ def test_groups_have_rates_of_their_own_in_the_same_schedule(name, schedule, war
 
 @pytest.mark.parametrize('train, rates, message', [
     ('batchnorm', 'output=0.01', "a rate of 'output', which is of no group that trains. Allowed is"
-     ' one for each of beta, gamma, and for batchnorm .gamma and beta.. Leave output out, or train'),
+     ' one for each of beta, gamma, and for batchnorm .gamma and beta.. Leave output out, or'),
     ('batchnorm', 'conv1=0.01', "'conv1', which is of no group that trains"),
     ('nothing', 'gamma=0.01', 'one for each of none'),
     ('output', 'batchnorm=0.01', "'batchnorm', which is of no group that trains"),

@@ -76,7 +76,7 @@ def plain_losses(logits, labels, smoothing):
   return -np.sum(targets * (logits - np.log(np.sum(np.exp(logits), 1, keepdims=True))), 1)
 
 
-@pytest.mark.parametrize('smoothing, augment', [(0.1, ''), (0.0, 'mixup'), (0.1, 'mixup')])
+@pytest.mark.parametrize('smoothing, augment', [(0.1, ''), (0.1, 'mixup')])
 def test_the_loss_is_that_of_smooth_labels_and_of_mixed_images(smoothing, augment):
   setup = conftest.make_setup('output', **{'label_smoothing': smoothing, 'data.augment': augment})
   _, _, (metrics,) = setup.run(1)
@@ -95,7 +95,8 @@ def test_the_loss_is_that_of_smooth_labels_and_of_mixed_images(smoothing, augmen
         np.float64(logits), np.roll(batch.labels, -1), smoothing)
   np.testing.assert_allclose(metrics['loss'], np.mean(losses), rtol=1e-4)
   state, frozen, train_set, _ = setup.place()  # evaluation's stays the plain one
-  sums = run.eval_step(state, frozen, train_set, (index[None], np.ones((1, len(index)), np.float32)))
+  weight = np.ones((1, len(index)), np.float32)
+  sums = run.eval_step(state, frozen, train_set, (index[None], weight))
   clean = device.normalise(jnp.asarray(batch.images), run.preparation)
   logits = np.float64(run.network.apply(setup.variables, clean))
   np.testing.assert_allclose(sums['loss'], np.sum(plain_losses(logits, batch.labels, 0)), rtol=1e-5)

@@ -95,6 +95,17 @@ def test_the_metrics_are_all_there(run):
   assert lines[0]['test_accuracy'] == result['untrained_test_accuracy']
 
 
+def test_a_tracker_is_told_every_line_and_after_a_kill_those_that_are_written_again(
+    data_dir, tmp_path):
+  config, told = tiny_config(data_dir, epochs=1, log_every=1), []
+  train_and_die(config, tmp_path, at_step=4)
+  before = metrics.read(tmp_path)
+  train.train_and_evaluate(config, tmp_path,
+                           on_metrics=lambda step, values: told.append({'step': step, **values}))
+  assert before and without_times(told)[:len(before)] == without_times(before)  # no checkpoint
+  assert told == metrics.read(tmp_path)
+
+
 def test_a_finished_run_says_so_and_keeps_its_files(run, data_dir, capsys):
   workdir, result = run
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
