@@ -23,6 +23,7 @@ from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax.config import UserError
+from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
@@ -101,7 +102,9 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
     UserError: the config is not that of a run on these devices.
   """
   config_lib.validate(config)
-  models.create(config.network, 1)  # a wrong name is told before a data set that is not prepared
+  # A wrong name is told before a data set that is not prepared.
+  models.create(config.network, 1)
+  augment.named(config)
   info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   # Each process feeds one slice of a batch, to devices that lie side by side.
@@ -146,10 +149,9 @@ def _build(fields, info, target):
   total_steps = config.epochs * steps_per_epoch
   learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
                                      steps_per_epoch)
-  tx = optimizer.create(config.optimizer, learning_rate, mask)
-  preparation = device.Preparation(
-      info.image_shape, config.data.pad, config.data.flip, tuple(config.data.mean),
-      tuple(config.data.std), config.compute_dtype)
+  tx = optimizer.create(config.optimizer, learning_rate, mask, masks.group_names(shapes['params']),
+                        config_lib.settings(config, 'optimizer.rates'))
+  preparation = augment.preparation(config, info.image_shape)
   state, frozen = jax.eval_shape(lambda drawn: steps.create_state(drawn, mask, tx), shapes)
   if config.replicates > 1:
     more = lambda leaf: jax.ShapeDtypeStruct((config.replicates, *leaf.shape), leaf.dtype)
@@ -158,7 +160,8 @@ def _build(fields, info, target):
   return Experiment(
       config, info, target, network, shapes, mask, tx, learning_rate, steps_per_epoch, total_steps,
       preparation, state, frozen,
-      steps.train_step(network, tx, learning_rate, preparation, target, config.replicates),
+      steps.train_step(network, tx, learning_rate, preparation, target, config.replicates,
+                       config.label_smoothing),
       steps.eval_step(network, preparation, target, config.replicates),
       steps.firing_step(network, preparation, target))
 

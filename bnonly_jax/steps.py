@@ -1,7 +1,7 @@
 """The state, the training step and the evaluation step, each one pmap over the devices.
 
 State and frozen parameters have no axis of devices; the batch has. The host says which images a
-step takes, or brings them; the step crops, flips and normalises them itself.
+step takes, or brings them; the step augments and normalises them itself.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from bnonly_jax import masks
+from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data.device import AXIS
 
@@ -160,7 +161,7 @@ def _over_replicates(function: Callable[..., Any], backend: str) -> Callable[...
 
 def train_step(network: nn.Module, tx: optax.GradientTransformation,
                learning_rate: optax.Schedule, preparation: device.Preparation, target: Target,
-               replicates: int = 1) -> Callable[..., Any]:
+               replicates: int = 1, label_smoothing: float = 0.0) -> Callable[..., Any]:
   """Compiles the training step.
 
   Args:
@@ -170,6 +171,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     preparation: of the images.
     target: where it runs.
     replicates: how many train together, their states and frozen halves as `stack` joins them.
+    label_smoothing: share of each label that is spread over all classes.
 
   Returns:
     A function (state, frozen, data, batch, seed) -> (state, metrics): data is Images, laid out by
@@ -180,7 +182,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     their means. The state passed in is donated. With R > 1 replicates batch is int32
     [devices, n, R]. A further last axis of K makes it K steps, and each metric a vector [K].
   """
-  step = _one_step(network, tx, learning_rate, preparation, target.backend)
+  step = _one_step(network, tx, learning_rate, preparation, target.backend, label_smoothing)
 
   def together(state, frozen, data, batch, seed):
     if replicates == 1:
@@ -203,20 +205,21 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
   return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
 
 
-def _one_step(network, tx, learning_rate, preparation, backend):
+def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing):
   """A training step of one replicate, on one device of many."""
   def step(state, frozen, data, batch, seed):
     with jax.named_scope('images'):
-      images, labels = device.look_up(data, batch, preparation.image_shape)
+      batch = device.look_up(data, batch, preparation.image_shape)
+      labels = batch.labels
       positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
-      images = device.normalise(device.crop_and_flip(
-          images, seed, state.step, positions, preparation.pad, preparation.flip, backend),
-                                preparation)
+      images, mixed = augment.augment(batch, seed, state.step, positions, preparation, backend,
+                                      jax.lax.axis_size(AXIS))
+      images = device.normalise(images, preparation)
 
     def loss_of(trainable):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
       logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
-      loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+      loss = _loss(logits, labels, mixed, label_smoothing)
       accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
       return loss, (accuracy, updated.get('batch_stats', {}))
 
@@ -233,6 +236,21 @@ def _one_step(network, tx, learning_rate, preparation, backend):
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 
   return step
+
+
+def _loss(logits, labels, mixed, label_smoothing):
+  """The mean cross-entropy with the labels, spread over the classes and mixed with others."""
+  def cross_entropy(labels):
+    if not label_smoothing:
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+  losses = cross_entropy(labels)
+  if mixed is not None:
+    share = mixed.share.astype(logits.dtype) / 256
+    losses = share * losses + (1 - share) * cross_entropy(mixed.labels)
+  return losses.mean()
 
 
 def eval_step(network: nn.Module, preparation: device.Preparation, target: Target,

@@ -1,5 +1,6 @@
 """One run, from a config to a workdir: read it from top to bottom."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import itertools
@@ -34,13 +35,17 @@ from bnonly_jax.run.trace import Trace
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
-                       profile: bool = False) -> dict[str, Any]:
+                       profile: bool = False,
+                       on_metrics: Callable[[int, dict[str, Any]], None] | None = None
+                       ) -> dict[str, Any]:
   """Trains what the config selects, or goes on with the run that the workdir holds.
 
   Args:
     config: fields as in `config.default_config`.
     workdir: a folder that is new, empty, or holds a run with the same config.
     profile: whether to write a trace of some steps (`trace.STEPS`) into workdir/profile.
+    on_metrics: called in the main process with the step and the values of each line of
+      metrics.jsonl, once it is written.
 
   Returns:
     What workdir/result.json holds; see docs/workdir.md.
@@ -77,7 +82,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     processes.require_shared(workdir)
     _introduce(run, table)
     with workdir_lib.told_if_full(workdir):
-      state, frozen, diverged_step = _train(run, workdir, state, frozen, profile)
+      state, frozen, diverged_step = _train(run, workdir, state, frozen, profile, on_metrics)
       end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))
       result = processes.on_main(lambda: result_lib.conclude(
           run, workdir, diverged_step, start_gammas, end_gammas))
@@ -105,7 +110,8 @@ class Placed(NamedTuple):
   test_set: data.Images | None
 
 
-def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any, profile: bool
+def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any, profile: bool,
+           on_metrics: Callable[[int, dict[str, Any]], None] | None
            ) -> tuple[steps.State, Any, int | None]:
   """Trains in a workdir that is claimed, from its newest checkpoint on.
 
@@ -120,7 +126,7 @@ def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any
   source = experiment.open_source(run)
   placed = Placed(frozen, seed, *device.place((source.train_set, source.test_set), local))
   agenda = Agenda(config, run.steps_per_epoch)
-  writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
+  writer = metrics.Writer(workdir, start_step, on_metrics) if processes.is_main() else None
   log = metrics.TrainLog(writer, run.total_steps, run.steps_per_epoch,
                          config.batch_size * config.replicates, config.log_every, start_step,
                          pending)
