@@ -22,6 +22,7 @@ from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.experiment import Experiment
 from bnonly_jax.run import checkpoint
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
 from bnonly_jax.run import origin as origin_lib
 from bnonly_jax.run import plots
@@ -79,7 +80,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
         **({'start.json': origin.record} if origin.record else {})}))
     processes.require_shared(workdir)
     _introduce(run, table, origin)
-    with workdir_lib.told_if_full(workdir):
+    with full_disk.told(workdir):
       origin_lib.keep(workdir, origin)
       state, frozen, diverged_step = _train(run, workdir, state, frozen, profile)
       end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))

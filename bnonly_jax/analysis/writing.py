@@ -10,6 +10,7 @@ from bnonly_jax.analysis import evaluation
 from bnonly_jax.analysis import loading
 from bnonly_jax.analysis import tables
 from bnonly_jax.config import UserError
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
 from bnonly_jax.run import plots
 from bnonly_jax.run import processes
@@ -71,11 +72,8 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
         draw(analysis, written[-1], title)
     return [str(path) for path in written]
 
-  try:
+  with full_disk.told(workdir, remedy='Make room, or copy it and give the copy as --workdir.'):
     written = processes.on_main(write)
-  except OSError as error:
-    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). Make room,'
-                    ' or copy it and give the copy as --workdir.') from error
   metrics.console.print('  '.join(written))
   return analysis
 

@@ -8,7 +8,6 @@ from etils import epath
 
 from bnonly_jax.config import UserError
 
-
 _ANEW = 'Put a whole copy in its place, or move it away: the same command goes on without it.'
 
 
@@ -40,6 +39,19 @@ def result(workdir: epath.Path, remedy: str = _ANEW) -> dict[str, Any] | None:
   file = workdir / 'result.json'
   return values(file, ('diverged', 'epochs', 'steps', 'test_accuracy'),
                 remedy) if file.exists() else None
+
+
+def trained_parameters(workdir: epath.Path) -> int:
+  """Returns how many parameters a run trains, as parameters.json says.
+
+  Raises:
+    UserError: it is not there, or damaged.
+  """
+  file = workdir / 'parameters.json'
+  try:
+    return sum(row['trained'] for row in json.loads(file.read_text()))
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise _damaged(file, getattr(error, 'strerror', None) or error) from error
 
 
 def lines(workdir: epath.Path) -> list[dict[str, Any]]:

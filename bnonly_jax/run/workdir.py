@@ -4,9 +4,7 @@ A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 """
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 import contextlib
-import errno
 import fcntl
 import importlib.util
 import json
@@ -248,31 +246,6 @@ def _lock(workdir, stack):
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
-
-
-@contextlib.contextmanager
-def told_if_full(folder: epath.Path, given: str = '', remedy: str = (
-    'The newest whole checkpoint there stays; make room, and the same command goes on from it.')
-                 ) -> Iterator[None]:
-  """Turns an OSError about a folder, and no other, into a UserError.
-
-  Args:
-    folder: that is written into.
-    given: how the user has named it; '' is by --workdir.
-    remedy: what is to be done.
-
-  Raises:
-    UserError: the folder cannot be written.
-  """
-  try:
-    yield
-  except OSError as error:
-    about_it = (str(error.filename).startswith(os.fspath(folder)) if error.filename
-                else error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
-    if not about_it:
-      raise
-    raise UserError(f'{given or f"--workdir={folder}"} cannot be written'
-                    f' ({error.strerror or error}). {remedy}') from error
 
 
 def is_locked(workdir: epath.Path) -> bool:

@@ -185,14 +185,14 @@ def progress(run: Run) -> Progress:
 
 def _held(run):
   """What the folder of a run holds: its facts, and its result; {} and None of what is not there."""
-  result = reading.result(run.workdir, 'Delete it, and the next sweep command writes it anew from the'
-                          ' run\'s last checkpoint.')
+  result = reading.result(run.workdir, 'Delete it, and the next sweep command writes it anew from'
+                          ' the run\'s last checkpoint.')
   config = run.workdir / 'config.json'
   if not result and not config.exists():
     return {}, None
   # A result counts only beside the config that it is of.
-  there = reading.values(config, (), f'Move the folder {run.workdir} away, and the next sweep command'
-                         ' trains the run anew.')
+  there = reading.values(config, (), f'Move the folder {run.workdir} away, and the next sweep'
+                         ' command trains the run anew.')
   return workdir_lib.current(there), result
 
 
