@@ -19,7 +19,7 @@ class Loaded(NamedTuple):
   """A run's network as a checkpoint has it, on the host."""
   workdir: epath.Path
   config: ml_collections.ConfigDict
-  experiment: Experiment  # of one replicate, on the devices here
+  experiment: Experiment  # of one replicate and its seed, on the devices here
   step: int  # training steps done
   variables: dict[str, Any]  # 'params' (trained and frozen) and 'batch_stats', NumPy float32
 
@@ -46,7 +46,8 @@ def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '
   config.data.dir = data_dir or config.data.dir
   fitting = config.copy_and_resolve_references()
   # Of training, whose devices need not be those here; an evaluation depends on neither.
-  fitting.update(batch_size=len(jax.devices()), batchnorm_images=0, replicates=1)
+  fitting.update(batch_size=len(jax.devices()), batchnorm_images=0, replicates=1,
+                 seed=config.seed + replicate)
   built = experiment.build(fitting)
   if facts.get('data.version') != built.info.version:
     raise UserError(f'--workdir={workdir} was trained on {config.data.name} of version'

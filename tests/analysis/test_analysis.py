@@ -311,6 +311,7 @@ def test_a_run_that_goes_on_elsewhere_or_is_damaged_is_read_as_far_as_it_goes(wo
 def write_run(config, folder, value):
   """Writes what a run leaves whose trained parameters have become `value`; returns its start."""
   folder, run = workdir_lib.path(folder), experiment.build(config)
+  folder.mkdir(parents=True, exist_ok=True)
   variables = experiment.draw_variables(run, config.seed)
   state, frozen = experiment.start(run)
   state = state._replace(trainable=jax.tree.map(lambda x: np.full_like(x, value), state.trainable))
