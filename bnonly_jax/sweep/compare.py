@@ -25,12 +25,13 @@ _LINES = ('-', '--', ':', '-.')
 
 class Shown(NamedTuple):
   """What is shown of a run."""
-  name: str
+  folder: epath.Path
   facts: dict[str, Any]  # fields of its config by dotted name
   curve: list[tuple[float, float]]  # epoch and test accuracy in %, of several seeds the mean
   trained: int  # parameters
   accuracy: float | None  # at its end, in %
   told: str  # what is to be known of it, or ''
+  name: str = ''  # as figure and table call it
 
 
 def compare(paths: Sequence[str | os.PathLike], output: str | os.PathLike
@@ -52,13 +53,15 @@ def compare(paths: Sequence[str | os.PathLike], output: str | os.PathLike
   """
   folders = list(dict.fromkeys(map(workdir_lib.path, paths)))
   shown, left_out = [], []
-  for folder, name in zip(folders, _names(folders), strict=True):
+  for folder in folders:
     try:
-      shown.append(_look(folder, name))
+      shown.append(_look(folder))
     except UserError as error:
       left_out.append(f'left out: {error}')
   if not shown:
     raise UserError(f'--runs: nothing can be drawn. {"; ".join(left_out)}')
+  names = _names([run.folder for run in shown])
+  shown = [run._replace(name=name) for run, name in zip(shown, names, strict=True)]
   folder = workdir_lib.path(output)
   with full_disk.told(folder, f'--output={output}', drawing.REMEDY):
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ def _names(folders):
   return [os.path.relpath(folder, above) for folder in folders]
 
 
-def _look(folder, name):
+def _look(folder):
   """Reads what is shown of a run.
 
   Raises:
@@ -94,7 +97,7 @@ def _look(folder, name):
   elif not result:
     told = f'{folder}: unfinished; drawn up to epoch {curve[-1][0]:g} of {config.epochs}'
   accuracy = result['test_accuracy'] if result else None
-  return Shown(name, flat(config), curve, reading.trained_parameters(folder),
+  return Shown(folder, flat(config), curve, reading.trained_parameters(folder),
                None if accuracy is None else 100 * accuracy, told)
 
 
