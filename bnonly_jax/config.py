@@ -38,8 +38,9 @@ def default_config() -> ml_collections.ConfigDict:
   # How gamma and beta start: uniform (U[0,1) and 0), one_zero (1 and 0), one_one (1 and 1) or
   # symmetric (U[-1,1) and 0).
   config.norm_start = 'uniform'
-  # A PyTorch state dict to start from instead: a .npz, .safetensors, .pt or .pth file with the
-  # names of open_lth's networks or torchvision's ResNets.
+  # What to start from instead. WORKDIR[@STEP]: the parameters and BatchNorm statistics that another
+  # run has in its folder, at its newest or the given checkpoint. Or a PyTorch state dict: a .npz,
+  # .safetensors, .pt or .pth file with the names of open_lth's networks or torchvision's ResNets.
   config.init_from = ''
   # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0

@@ -27,7 +27,6 @@ from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
-from bnonly_jax.models import from_torch
 
 
 class Experiment(NamedTuple):
@@ -89,8 +88,8 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
           devices: Sequence[jax.Device] | None = None, backend: str = '') -> Experiment:
   """Builds an experiment, after checks of all that a config can get wrong.
 
-  Experiments that differ in their seed alone, or in fields without influence on the state, have
-  the very same steps, so that these compile once.
+  Experiments that differ in their start alone (seed, init_from), or in fields without influence on
+  the state, have the very same steps, so that these compile once.
 
   Args:
     config: fields as in `config.default_config`.
@@ -112,7 +111,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   target = steps.Target(devices, backend or devices[0].platform, config.matmul_precision)
   _check(config, info, len(devices))
   program = {name: value for name, value in config_lib.flat(config).items()
-             if name not in (*config_lib.FREE, 'seed')}
+             if name not in (*config_lib.FREE, 'seed', 'init_from')}
   built = _build(json.dumps(program), info._replace(path=None), target)
   return built._replace(config=config, info=info)
 
@@ -196,30 +195,25 @@ def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> mod
 
 
 def draw_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
-  """Returns the variables that a replicate starts from: drawn, or read from config.init_from.
-
-  Raises:
-    UserError: config.init_from cannot be read or does not fit the network.
-  """
+  """Draws the variables that a replicate starts from, if it does not start from others'."""
   config = experiment.config
-  if config.init_from:
-    return from_torch.convert(from_torch.read(config.init_from), experiment.network,
-                              experiment.shapes)
   return models.initialise(experiment.network, experiment.info.image_shape, seed,
                            config.weight_start, config.norm_start)
 
 
-def start(experiment: Experiment) -> tuple[steps.State, Any]:
+def start(experiment: Experiment, variables: Sequence[dict[str, Any]] | None = None
+          ) -> tuple[steps.State, Any]:
   """Returns the state before the first step and the frozen half, on the host, of all replicates.
 
-  Raises:
-    UserError: as `draw_variables`.
+  Args:
+    experiment: the run's.
+    variables: what each replicate starts from; None: they are drawn.
   """
   starts = []
-  for seed in experiment.seeds:
-    variables = draw_variables(experiment, seed)
-    mask = masks.make_mask(experiment.config.train, variables['params'], seed)
-    starts.append(steps.create_state(variables, mask, experiment.tx))
+  for i, seed in enumerate(experiment.seeds):
+    own = variables[i] if variables else draw_variables(experiment, seed)
+    mask = masks.make_mask(experiment.config.train, own['params'], seed)
+    starts.append(steps.create_state(own, mask, experiment.tx))
   return steps.stack(starts)
 
 

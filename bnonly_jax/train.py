@@ -23,7 +23,9 @@ from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.experiment import Experiment
 from bnonly_jax.run import checkpoint
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
+from bnonly_jax.run import origin as origin_lib
 from bnonly_jax.run import plots
 from bnonly_jax.run import processes
 from bnonly_jax.run import result as result_lib
@@ -66,7 +68,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     metrics.console.print(f'{workdir} holds this run, finished.')
     result_lib.report(finished, workdir)
     return finished
-  state, frozen = experiment.start(run)
+  origin = origin_lib.find(run, workdir, facts)
+  state, frozen = experiment.start(run, origin.variables)
   start_gammas = plots.gammas(state.trainable, frozen)
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
@@ -78,10 +81,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   table = masks.table(run.shapes['params'], run.mask)
   with contextlib.ExitStack() as lock:
     processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
-        'config.json': facts, 'parameters.json': masks.as_json(table)}))
+        'config.json': facts, 'parameters.json': masks.as_json(table),
+        **({'start.json': origin.record} if origin.record else {})}))
     processes.require_shared(workdir)
-    _introduce(run, table)
-    with workdir_lib.told_if_full(workdir):
+    _introduce(run, table, origin)
+    with full_disk.told(workdir):
+      origin_lib.keep(workdir, origin)
       state, frozen, diverged_step = _train(run, workdir, state, frozen, profile, on_metrics)
       end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))
       result = processes.on_main(lambda: result_lib.conclude(
@@ -90,14 +95,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   return result
 
 
-def _introduce(run: Experiment, table: list[masks.GroupRow]) -> None:
-  """Prints what is trained on what, and the table of what trains."""
+def _introduce(run: Experiment, table: list[masks.GroupRow], origin: origin_lib.Origin) -> None:
+  """Prints what is trained on what, from which start, and the table of what trains."""
   config, devices = run.config, run.target.devices
   seeds = f'seed {config.seed}' if config.replicates == 1 else (
       f'seeds {config.seed} to {run.seeds[-1]}')
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
                         f' {seeds}, {len(devices)} {devices[0].device_kind} device(s)')
+  if origin.record:
+    metrics.console.print(origin_lib.told(origin.record))
   metrics.console.print(data.summary(run.info))
   metrics.print_table(table)
 
@@ -121,7 +128,7 @@ def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any
   config, local = run.config, run.target.local
   state, pending = _restore(run, workdir, state)
   start_step = int(state.step)
-  frozen = checkpoint.keep_frozen(workdir, frozen)
+  frozen = checkpoint.keep(workdir / 'frozen', frozen)
   state, frozen, seed = experiment.place(run, state, frozen)
   source = experiment.open_source(run)
   placed = Placed(frozen, seed, *device.place((source.train_set, source.test_set), local))

@@ -21,6 +21,7 @@ from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
 from bnonly_jax.models.imagenet_resnet import STAGES
 
+SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')  # of the files that `read` reads
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
 
@@ -34,10 +35,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f'config.init_from is {str(path)!r}, and there is no such file. Allowed is a'
-                    ' .npz, .safetensors, .pt or .pth file.')
-  if path.suffix not in ('.npz', '.safetensors', '.pt', '.pth'):
+                    ' .npz, .safetensors, .pt or .pth file, or the folder of a run.')
+  if path.suffix not in SUFFIXES:
     raise UserError(f'config.init_from is {str(path)!r}; allowed is a .npz, .safetensors, .pt or'
-                    ' .pth file.')
+                    ' .pth file, or the folder of a run.')
   if path.suffix.startswith('.pt') and importlib.util.find_spec('torch') is None:
     raise UserError(f'config.init_from is {str(path)!r}, which only torch reads. Install torch, or'
                     ' save the state dict with numpy.savez or safetensors.')
