@@ -76,6 +76,7 @@ def written(path: str | pathlib.Path):
     if path.is_dir():
       raise IsADirectoryError(f'{path} is a folder')
     yield draft
+    draft.chmod(0o644)  # safetensors leaves files that only their owner reads
     draft.replace(path)
   except OSError as error:
     raise UserError(f'--output={path} cannot be written ({error.strerror or error}); allowed is a'

@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+# Layers keep a multiple of so many features, if they have as many. On a CPU, convolutions of 13
+# channels take longer than those of 16: with 1 in its place a ResNet-14 was no faster than whole.
+_MULTIPLE = 4
+
 
 def prune(nodes: list[dict[str, Any]], tensors: dict[str, np.ndarray],
           image_shape: tuple[int, int, int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """Removes the features that are constant, and the weights that read them.
 
-  Features that are added to each other go together: if each of them is constant. Of a layer whose
-  features would all go, one stays.
+  Features that are added to each other go together: if each of them is constant. Some constant
+  features stay, so that a layer has a multiple of 4.
 
   Args:
     nodes: from `plain.fold`.
@@ -81,7 +85,9 @@ def _kept(nodes, constants):
   kept = {}
   for name, group in together.items():
     varies = np.any([np.isnan(constants[other]) for other in group], 0)
-    kept[name] = np.flatnonzero(varies) if np.any(varies) else np.array([0])
+    number = max(-(-np.sum(varies) // _MULTIPLE), 1) * _MULTIPLE
+    # Those that vary, and of the others as many as the number wants.
+    kept[name] = np.sort(np.argsort(~varies, kind='stable')[:number])
   return kept
 
 
