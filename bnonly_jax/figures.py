@@ -29,4 +29,5 @@ def main(*more: str) -> None:
 
 
 if __name__ == '__main__':
-  command_line.run(main, wrong, defaults=sweep_config.skeleton, continued='runs')
+  command_line.run(main, wrong, defaults=sweep_config.skeleton,
+                   more_words=lambda: bool(_RUNS.present))

@@ -78,7 +78,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nn.Module,
   left = {name for name in state_dict if not name.endswith('num_batches_tracked')}
   missing, other_shape, variables = [], [], {}
   for name, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items():
-    sources = list(_torch_names(name, leaf.shape, network))
+    sources = list(torch_names(name, leaf.shape, network))
     missing += [source for source in sources if source not in left]
     if missing:
       continue
@@ -106,7 +106,7 @@ def _transposed(tensor):
   return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
-def _torch_names(name: str, shape: tuple[int, ...], network: nn.Module) -> Iterator[str]:
+def torch_names(name: str, shape: tuple[int, ...], network: nn.Module) -> Iterator[str]:
   """Yields PyTorch's name of a tensor of ours, or the names of those that a stack of ours holds."""
   *module, leaf = name.split('/')[1:]
   leaf = _LEAVES[leaf]
