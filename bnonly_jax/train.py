@@ -19,6 +19,7 @@ from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax import steps
 from bnonly_jax.config import UserError
+from bnonly_jax.data import arrays
 from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.experiment import Experiment
@@ -38,8 +39,9 @@ from bnonly_jax.run.trace import Trace
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
                        profile: bool = False,
-                       on_metrics: Callable[[int, dict[str, Any]], None] | None = None
-                       ) -> dict[str, Any]:
+                       on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+                       train_set: tuple[Any, Any] | None = None,
+                       test_set: tuple[Any, Any] | None = None) -> dict[str, Any]:
   """Trains what the config selects, or goes on with the run that the workdir holds.
 
   Args:
@@ -48,6 +50,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     profile: whether to write a trace of some steps (`trace.STEPS`) into workdir/profile.
     on_metrics: called in the main process with the step and the values of each line of
       metrics.jsonl, once it is written.
+    train_set: images, uint8 [N, H, W, C], and labels, whole numbers [N] from 0, instead of the data
+      set that config.data.name says. In several processes all give the same.
+    test_set: with train_set.
 
   Returns:
     What workdir/result.json holds; see docs/workdir.md.
@@ -60,7 +65,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   # 1. All that can be wrong is found before anything is written or compiled.
   workdir = workdir_lib.path(workdir)
   metrics.console.quiet = not processes.is_main()
-  run = experiment.build(config)
+  info, given = None, None
+  if train_set is not None or test_set is not None:
+    info, given = arrays.given(train_set, test_set)
+    config = arrays.named(config, info)
+  run = experiment.build(config, info)
   facts = {**config_lib.flat(config), 'data.version': run.info.version}
   processes.require_equal('config', facts)
   finished = processes.on_main(lambda: workdir_lib.check(workdir, facts))
@@ -87,7 +96,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     _introduce(run, table, origin)
     with full_disk.told(workdir):
       origin_lib.keep(workdir, origin)
-      state, frozen, diverged_step = _train(run, workdir, state, frozen, profile, on_metrics)
+      source = experiment.open_source(run, given)
+      state, frozen, diverged_step = _train(run, workdir, source, state, frozen, profile,
+                                            on_metrics)
       end_gammas = plots.gammas(*jax.device_get((state.trainable, frozen)))
       result = processes.on_main(lambda: result_lib.conclude(
           run, workdir, diverged_step, start_gammas, end_gammas))
@@ -117,8 +128,8 @@ class Placed(NamedTuple):
   test_set: data.Images | None
 
 
-def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any, profile: bool,
-           on_metrics: Callable[[int, dict[str, Any]], None] | None
+def _train(run: Experiment, workdir: epath.Path, source: data.Source, state: steps.State,
+           frozen: Any, profile: bool, on_metrics: Callable[[int, dict[str, Any]], None] | None
            ) -> tuple[steps.State, Any, int | None]:
   """Trains in a workdir that is claimed, from its newest checkpoint on.
 
@@ -130,7 +141,6 @@ def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any
   start_step = int(state.step)
   frozen = checkpoint.keep(workdir / 'frozen', frozen)
   state, frozen, seed = experiment.place(run, state, frozen)
-  source = experiment.open_source(run)
   placed = Placed(frozen, seed, *device.place((source.train_set, source.test_set), local))
   agenda = Agenda(config, run.steps_per_epoch)
   writer = metrics.Writer(workdir, start_step, on_metrics) if processes.is_main() else None

@@ -3,9 +3,13 @@
 import hashlib
 from typing import Any
 
+import ml_collections
 import numpy as np
 
+from bnonly_jax.config import require
 from bnonly_jax.config import UserError
+from bnonly_jax.data import device
+from bnonly_jax.data import resident
 from bnonly_jax.data.sets import Images
 from bnonly_jax.data.sets import Info
 
@@ -43,6 +47,26 @@ def given(train_set: tuple[Any, Any], test_set: tuple[Any, Any]
     digest.update(f'{array.shape}'.encode() + array.tobytes())
   return Info(None, digest.hexdigest()[:16], shape, shape, tuple(map(str, range(classes))),
               len(train.labels), len(test.labels), 'test'), splits
+
+
+def named(config: ml_collections.ConfigDict, info: Info) -> ml_collections.ConfigDict:
+  """Returns the config of a run on given arrays.
+
+  Raises:
+    UserError: a field of config.data asks for what only images that are decoded can have.
+  """
+  config = config.copy_and_resolve_references()
+  config.data.name = NAME
+  for field, allowed in (('image_size', 0), ('channels', 0)):
+    require(config, f'data.{field}', f'{allowed} with arrays: give them as the network takes them',
+            config.data[field] == allowed)
+  if not resident.is_resident(config, info):
+    size = sum(device.row_size(info.image_shape) * n
+               for n in (info.train_images, info.test_images)) / 2**30
+    raise UserError(f'train_set and test_set take {size:.1f} GiB on each device, more than'
+                    f' config.data.resident_limit = {config.data.resident_limit}. Raise it, or'
+                    ' prepare the images as a data set (config.data.name = \'folder:PATH\').')
+  return config
 
 
 def _split(name, value):
