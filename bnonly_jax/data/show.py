@@ -31,8 +31,6 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   Raises:
     UserError: as `experiment.build`, or an image is bad, or the folder cannot be written.
   """
-  import jax
-  import jax.numpy as jnp
   import numpy as np
 
   from bnonly_jax import experiment
@@ -61,8 +59,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
     for step, (batch, _) in enumerate(source.train_batches(0)):
       batch = device.look_up(source.train_set, batch, info.image_shape)
       positions = np.arange(len(batch.labels), dtype=np.int32)
-      images, _ = augment.augment(jax.tree.map(jnp.asarray, batch), config.seed, jnp.int32(step),
-                                  positions, run.preparation)
+      images, _ = augment.augment(batch, config.seed, np.int32(step), positions, run.preparation)
       yield np.asarray(images), batch.labels
 
   def evaluation():
