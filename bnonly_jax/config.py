@@ -1,6 +1,7 @@
 """The fields of an experiment, their defaults, and the checks that need nothing but the fields."""
 
 import inspect
+import math
 from typing import Any
 
 import ml_collections
@@ -37,8 +38,9 @@ def default_config() -> ml_collections.ConfigDict:
   # How gamma and beta start: uniform (U[0,1) and 0), one_zero (1 and 0), one_one (1 and 1) or
   # symmetric (U[-1,1) and 0).
   config.norm_start = 'uniform'
-  # A PyTorch state dict to start from instead: a .npz, .safetensors, .pt or .pth file with the
-  # names of open_lth's networks or torchvision's ResNets.
+  # What to start from instead. WORKDIR[@STEP]: the parameters and BatchNorm statistics that another
+  # run has in its folder, at its newest or the given checkpoint. Or a PyTorch state dict: a .npz,
+  # .safetensors, .pt or .pth file with the names of open_lth's networks or torchvision's ResNets.
   config.init_from = ''
   # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0
@@ -56,6 +58,10 @@ def default_config() -> ml_collections.ConfigDict:
   # Over how many images of the global batch BatchNorm takes its statistics: the batch is cut into
   # consecutive groups of so many. 0: the whole batch. The number of devices changes nothing.
   config.batchnorm_images = 0
+
+  # Share of each training label that is spread evenly over all classes; 0: none. It changes the
+  # loss that is trained on, and so train_loss; test_loss stays the plain cross-entropy.
+  config.label_smoothing = 0.0
 
   # In what images, activations and their gradients are computed: float32 or bfloat16. Statistics,
   # sums, logits, gamma and beta, and all that trains, stay in float32.
@@ -107,9 +113,16 @@ def default_config() -> ml_collections.ConfigDict:
   # Share of the training labels that are replaced by classes drawn at random: once, before
   # training, by the seed.
   config.data.random_labels = 0.0
-  # Augmentation: pad with this many black pixels on every side, crop at random to the old size.
+  # Augmentation: which of pad_crop, flip, randaugment, cutout and mixup, with commas between; done
+  # in this order. '': none. Three may name numbers: cutout=16 (the square's side in pixels; alone:
+  # half the image's), mixup=0.2 (alpha; alone: 1), randaugment=2:9 (operations an image, magnitude
+  # up to 10; alone: these).
+  config.data.augment = 'pad_crop,flip'
+  # Of pad_crop: pad with this many black pixels on every side, crop at random to the old size.
+  # 0: do not crop.
   config.data.pad = 4
-  # Augmentation: mirror left to right with probability 1/2.
+  # Of flip: mirror left to right with probability 1/2. False: never, for data with a left and a
+  # right.
   config.data.flip = True
   # Subtracted from the pixels in [0, 1]: one number a channel, or one for all.
   config.data.mean = (0.485, 0.456, 0.406)
@@ -117,18 +130,30 @@ def default_config() -> ml_collections.ConfigDict:
   config.data.std = (0.229, 0.224, 0.225)
 
   config.optimizer = ml_collections.ConfigDict()
-  # SGD's, before warm-up and drops.
+  # sgd (PyTorch's), adamw or lion (optax's).
+  config.optimizer.name = 'sgd'
+  # Before warm-up and schedule. AdamW and Lion need far smaller ones than SGD.
   config.optimizer.learning_rate = 0.1
   # 0: learning_rate is used as it is. Else learning_rate is meant for this batch size, and is
   # scaled by batch_size / reference_batch_size.
   config.optimizer.reference_batch_size = 0
-  # Share of the last step's direction that the next one keeps.
+  # Learning rates of groups in place of learning_rate, which the others keep: output=0.01, or more
+  # of them with commas between. The groups are those of `train`. Scale, warm-up and schedule are
+  # the same for all.
+  config.optimizer.rates = ''
+  # Share of the last step's direction that the next one keeps; AdamW's and Lion's b1.
   config.optimizer.momentum = 0.9
-  # L2, added to the gradient of every trained parameter, gamma and beta included.
+  # sgd: L2, added to the gradient. adamw and lion: times the rate, taken off the parameter. It is
+  # of every parameter that trains, gamma and beta included.
   config.optimizer.weight_decay = 1e-4
-  # Fractions of the run after which the rate drops: after 80 and 120 of 160 epochs.
+  # Whether norms' scales and biases decay too: groups gamma and beta.
+  config.optimizer.decay_norms = True
+  # How the rate falls: steps (at `drops`), cosine (to 0 at the end, from the end of the warm-up) or
+  # constant.
+  config.optimizer.schedule = 'steps'
+  # With steps: fractions of the run after which the rate drops: after 80 and 120 of 160 epochs.
   config.optimizer.drops = (0.5, 0.75)
-  # What a drop multiplies the rate by.
+  # With steps: what a drop multiplies the rate by.
   config.optimizer.drop_factor = 0.1
   # Epochs of linear warm-up from 0, step by step.
   config.optimizer.warmup_epochs = 0.0
@@ -201,7 +226,6 @@ _NOT_NEGATIVE = ('batchnorm_images', 'unroll', 'data.pad', 'data.image_size', 'd
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
                  'checkpoint_every_steps', 'checkpoint_every_minutes', 'checkpoint_keep_every')
 
-
 def require(config: ml_collections.ConfigDict, field: str, allowed: str, holds: bool) -> None:
   """Checks one field, given by its dotted name.
 
@@ -211,6 +235,27 @@ def require(config: ml_collections.ConfigDict, field: str, allowed: str, holds: 
   if not holds:
     raise UserError(f'config.{field} is {flat(config)[field]!r}; allowed is {allowed}.'
                     f' Set --config.{field}=...')
+
+
+def settings(config: ml_collections.ConfigDict, field: str) -> dict[str, tuple[float, ...]]:
+  """Reads a field that lists names, each with numbers or without: 'a,b=2,c=2:9'.
+
+  Returns:
+    The numbers by name: {'a': (), 'b': (2.0,), 'c': (2.0, 9.0)}.
+
+  Raises:
+    UserError: it is written otherwise, or a name comes twice.
+  """
+  found = {}
+  for term in filter(None, (term.strip() for term in flat(config)[field].split(','))):
+    name, equals, numbers = (part.strip() for part in term.partition('='))
+    require(config, field, f'each name once, and {name!r} comes twice', name not in found)
+    try:
+      found[name] = tuple(float(number) for number in numbers.split(':')) if equals else ()
+    except ValueError:
+      require(config, field, f'names with commas between and numbers after =, unlike {term!r}',
+              False)
+  return found
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -236,8 +281,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check(field, 'a number above 0', lambda v: v > 0)
   for field in _NOT_NEGATIVE:
     check(field, '0 or more', lambda v: v >= 0)
-  check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
-  check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
   check('steps_per_call', f'up to config.log_every = {config.log_every}, at whose lines calls end',
         lambda v: v <= config.log_every)
   check('seed', '0 to 2147483647', lambda v: 0 <= v < 2**31)
@@ -250,6 +293,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
   require(config, 'matmul_precision', 'default, high or highest',
           config.matmul_precision in ('default', 'high', 'highest'))
   require(config, 'remat', 'none or block', config.remat in ('none', 'block'))
+  check('label_smoothing', 'at least 0 and below 1', lambda v: 0 <= v < 1)
+  _validate_data(config, check)
+  _validate_optimizer(config, check)
+
+
+def _validate_data(config, check):
+  check('data.subsample', 'above 0 and up to 1', lambda v: 0 < v <= 1)
+  check('data.random_labels', '0 to 1', lambda v: 0 <= v <= 1)
   require(config, 'data.channels', '0, 1 or 3', config.data.channels in (0, 1, 3))
   require(config, 'data.worker_kind', 'threads or processes',
           config.data.worker_kind in ('threads', 'processes'))
@@ -262,6 +313,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
   require(config, 'data.eval_resize', f'at least config.data.image_size = {config.data.image_size}',
           config.data.eval_resize >= config.data.image_size)
   check('data.mean', 'numbers', lambda v: True)
+  settings(config, 'data.augment')
+
+
+def _validate_optimizer(config, check):
+  require(config, 'optimizer.name', 'sgd, adamw or lion',
+          config.optimizer.name in ('sgd', 'adamw', 'lion'))
+  require(config, 'optimizer.schedule', 'steps, cosine or constant',
+          config.optimizer.schedule in ('steps', 'cosine', 'constant'))
+  rates = settings(config, 'optimizer.rates')
+  require(config, 'optimizer.rates', 'group=rate, each rate one number above 0',
+          all(len(rate) == 1 and 0 < rate[0] < math.inf for rate in rates.values()))
+  require(config, 'optimizer.learning_rate', 'a number above 0 with config.optimizer.rates',
+          not rates or config.optimizer.learning_rate > 0)
   check('optimizer.momentum', 'at least 0 and below 1', lambda v: 0 <= v < 1)
   check('optimizer.drops', 'fractions of the run, between 0 and 1', lambda v: 0 < v < 1)
   check('optimizer.drop_factor', 'a number above 0', lambda v: v > 0)

@@ -23,10 +23,10 @@ from bnonly_jax import models
 from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax.config import UserError
+from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
-from bnonly_jax.models import from_torch
 
 
 class Experiment(NamedTuple):
@@ -90,8 +90,8 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
           devices: Sequence[jax.Device] | None = None, backend: str = '') -> Experiment:
   """Builds an experiment, after checks of all that a config can get wrong.
 
-  Experiments that differ in their seed alone, or in fields without influence on the state, have
-  the very same steps, so that these compile once.
+  Experiments that differ in their start alone (seed, init_from), or in fields without influence on
+  the state, have the very same steps, so that these compile once.
 
   Args:
     config: fields as in `config.default_config`.
@@ -103,7 +103,9 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
     UserError: the config is not that of a run on these devices.
   """
   config_lib.validate(config)
-  models.create(config.network, 1)  # a wrong name is told before a data set that is not prepared
+  # A wrong name is told before a data set that is not prepared.
+  models.create(config.network, 1)
+  augment.named(config)
   info = info or data.find(config)
   info = info._replace(train_images=round(config.data.subsample * info.train_images))
   # Each process feeds one slice of a batch, to devices that lie side by side.
@@ -111,7 +113,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   target = steps.Target(devices, backend or devices[0].platform, config.matmul_precision)
   _check(config, info, len(devices))
   program = {name: value for name, value in config_lib.flat(config).items()
-             if name not in (*config_lib.FREE, 'seed')}
+             if name not in (*config_lib.FREE, 'seed', 'init_from')}
   built = _build(json.dumps(program), info._replace(path=None), target)
   return built._replace(config=config, info=info)
 
@@ -148,10 +150,10 @@ def _build(fields, info, target):
   total_steps = config.epochs * steps_per_epoch
   learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
                                      steps_per_epoch)
-  tx = optimizer.create(config.optimizer, learning_rate, mask)
-  preparation = device.Preparation(
-      info.image_shape, config.data.pad, config.data.flip, tuple(config.data.mean),
-      tuple(config.data.std), config.compute_dtype)
+  groups = {name: known.group for name, known in parameters.items()}
+  tx = optimizer.create(config.optimizer, learning_rate, mask, groups,
+                        config_lib.settings(config, 'optimizer.rates'))
+  preparation = augment.preparation(config, info.image_shape)
   state, frozen = jax.eval_shape(lambda drawn: steps.create_state(drawn, mask, tx), shapes)
   if config.replicates > 1:
     more = lambda leaf: jax.ShapeDtypeStruct((config.replicates, *leaf.shape), leaf.dtype)
@@ -160,7 +162,8 @@ def _build(fields, info, target):
   return Experiment(
       config, info, target, network, shapes, parameters, mask, tx, learning_rate, steps_per_epoch,
       total_steps, preparation, state, frozen,
-      steps.train_step(network, tx, learning_rate, preparation, target, config.replicates),
+      steps.train_step(network, tx, learning_rate, preparation, target, config.replicates,
+                       config.label_smoothing),
       steps.eval_step(network, preparation, target, config.replicates),
       steps.firing_step(network, preparation, target))
 
@@ -195,30 +198,25 @@ def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> mod
 
 
 def draw_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
-  """Returns the variables that a replicate starts from: drawn, or read from config.init_from.
-
-  Raises:
-    UserError: config.init_from cannot be read or does not fit the network.
-  """
+  """Draws the variables that a replicate starts from, if it does not start from others'."""
   config = experiment.config
-  if config.init_from:
-    return from_torch.convert(from_torch.read(config.init_from), experiment.network,
-                              experiment.shapes)
   return models.initialise(experiment.network, experiment.info.image_shape, seed,
                            config.weight_start, config.norm_start)
 
 
-def start(experiment: Experiment) -> tuple[steps.State, Any]:
+def start(experiment: Experiment, variables: Sequence[dict[str, Any]] | None = None
+          ) -> tuple[steps.State, Any]:
   """Returns the state before the first step and the frozen half, on the host, of all replicates.
 
-  Raises:
-    UserError: as `draw_variables`.
+  Args:
+    experiment: the run's.
+    variables: what each replicate starts from; None: they are drawn.
   """
   starts = []
-  for seed in experiment.seeds:
-    variables = draw_variables(experiment, seed)
+  for i, seed in enumerate(experiment.seeds):
+    own = variables[i] if variables else draw_variables(experiment, seed)
     mask = masks.make_mask(experiment.config.train, experiment.parameters, seed)
-    starts.append(steps.create_state(variables, mask, experiment.tx))
+    starts.append(steps.create_state(own, mask, experiment.tx))
   return steps.stack(starts)
 
 
@@ -229,15 +227,23 @@ def place(experiment: Experiment, state: steps.State, frozen: Any
   return device.place((state, frozen, np.int32(experiment.config.seed)), experiment.target.local)
 
 
-def open_source(experiment: Experiment) -> data.Source:
-  """Opens the experiment's data set, which must be prepared: resident or streamed.
+def open_source(experiment: Experiment, given: dict[str, data.Images] | None = None
+                ) -> data.Source:
+  """Opens the experiment's data set, which must be prepared or given: resident or streamed.
+
+  Args:
+    experiment: on any devices.
+    given: the splits, of a data set that is given as arrays (`data.arrays`).
 
   Raises:
     UserError: a bad image, in a resident set.
   """
   config, info = experiment.config, experiment.info
+  place = jax.process_index(), jax.process_count()
+  if given:
+    return resident.open_source(config, info, *place, given)
   way = resident if resident.is_resident(config, info) else streamed
-  return way.open_source(config, info, jax.process_index(), jax.process_count())
+  return way.open_source(config, info, *place)
 
 
 def train_arguments(experiment: Experiment, number: int = 1) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ def host_generator(seed: int, name: str) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], 'little')))
 
 
-def image_bits(seed: int, step: jax.Array, positions: jax.Array, number: int) -> jax.Array:
+def image_bits(seed: int, step: jax.Array, positions: jax.Array, number: int,
+               name: str = '') -> jax.Array:
   """Random bits for each image of a step, whatever device holds it.
 
   Args:
@@ -20,10 +21,14 @@ def image_bits(seed: int, step: jax.Array, positions: jax.Array, number: int) ->
     step: int32 scalar, the number of the step.
     positions: int32 [N], each image's place in the global batch.
     number: how many words an image gets.
+    name: what they are for; '' is the crop and the flip.
 
   Returns:
     uint32 [N, number].
   """
   key = jax.random.fold_in(jax.random.key(seed), step)
+  if name:
+    digest = hashlib.sha256(name.encode()).digest()
+    key = jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], 'little')))
   return jax.vmap(
       lambda position: jax.random.bits(jax.random.fold_in(key, position), (number,)))(positions)

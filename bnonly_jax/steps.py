@@ -1,7 +1,7 @@
 """The state, the training step and the evaluation step, each one pmap over the devices.
 
 State and frozen parameters have no axis of devices; the batch has. The host says which images a
-step takes, or brings them; the step crops, flips and normalises them itself.
+step takes, or brings them; the step augments and normalises them itself.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from bnonly_jax import masks
+from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data.device import AXIS
 
@@ -97,14 +98,22 @@ def _pmap(step: Callable[..., Any], target: Target, in_axes: tuple[int | None, .
 
   mapped = jax.pmap(precise, axis_name=AXIS, in_axes=in_axes, out_axes=None,
                     devices=target.devices, donate_argnums=donate)
-  # With several processes a program that was compiled apart from its call lacks their shares.
-  if target.backend != 'cpu' or jax.process_count() > 1:
-    return mapped
-  return _compiled_for_cpu(mapped)
+  return _with_options(mapped, target) if _takes_options(target) else mapped
 
 
-def compile_for_cpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles with CPU_OPTIONS, but for those that XLA_FLAGS names or this version does not know."""
+def _takes_options(target):
+  """With several processes a program that was compiled apart from its call lacks their shares."""
+  return target.backend == 'cpu' and jax.process_count() == 1
+
+
+def compiled(lowered: jax.stages.Lowered, target: Target) -> jax.stages.Compiled:
+  """Compiles a lowered step as a call of it does.
+
+  On a CPU that is with CPU_OPTIONS, but for those that XLA_FLAGS names or this version of JAX does
+  not know.
+  """
+  if not _takes_options(target):
+    return lowered.compile()
   said = os.environ.get('XLA_FLAGS', '')
   options = {name: value for name, value in CPU_OPTIONS.items() if name not in said}
   with warnings.catch_warnings():
@@ -118,8 +127,8 @@ def compile_for_cpu(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
       return lowered.compile()
 
 
-def _compiled_for_cpu(step):
-  """A step that `compile_for_cpu` compiles, anew for arguments of other shapes."""
+def _with_options(step, target):
+  """A step that `compiled` compiles, anew for arguments of other shapes."""
   programs = {}
 
   def call(*arguments):
@@ -128,7 +137,7 @@ def _compiled_for_cpu(step):
       return step(*arguments)  # to be seen by who traces it
     key = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     if key not in programs:
-      programs[key] = compile_for_cpu(step.lower(*arguments))
+      programs[key] = compiled(step.lower(*arguments), target)
     return programs[key](*arguments)
 
   call.lower = step.lower
@@ -153,7 +162,7 @@ def _over_replicates(function: Callable[..., Any], backend: str) -> Callable[...
 
 def train_step(network: nn.Module, tx: optax.GradientTransformation,
                learning_rate: optax.Schedule, preparation: device.Preparation, target: Target,
-               replicates: int = 1) -> Callable[..., Any]:
+               replicates: int = 1, label_smoothing: float = 0.0) -> Callable[..., Any]:
   """Compiles the training step.
 
   Args:
@@ -163,6 +172,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     preparation: of the images.
     target: where it runs.
     replicates: how many train together, their states and frozen halves as `stack` joins them.
+    label_smoothing: share of each label that is spread over all classes.
 
   Returns:
     A function (state, frozen, data, batch, seed) -> (state, metrics): data is Images, laid out by
@@ -173,7 +183,7 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     their means. The state passed in is donated. With R > 1 replicates batch is int32
     [devices, n, R]. A further last axis of K makes it K steps, and each metric a vector [K].
   """
-  step = _one_step(network, tx, learning_rate, preparation, target.backend)
+  step = _one_step(network, tx, learning_rate, preparation, target.backend, label_smoothing)
 
   def together(state, frozen, data, batch, seed):
     if replicates == 1:
@@ -196,20 +206,21 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
   return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
 
 
-def _one_step(network, tx, learning_rate, preparation, backend):
+def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing):
   """A training step of one replicate, on one device of many."""
   def step(state, frozen, data, batch, seed):
     with jax.named_scope('images'):
-      images, labels = device.look_up(data, batch, preparation.image_shape)
+      batch = device.look_up(data, batch, preparation.image_shape)
+      labels = batch.labels
       positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
-      images = device.normalise(device.crop_and_flip(
-          images, seed, state.step, positions, preparation.pad, preparation.flip, backend),
-                                preparation)
+      images, mixed = augment.augment(batch, seed, state.step, positions, preparation, backend,
+                                      jax.lax.axis_size(AXIS))
+      images = device.normalise(images, preparation)
 
     def loss_of(trainable):
       variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
       logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
-      loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+      loss = _loss(logits, labels, mixed, label_smoothing)
       accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
       return loss, (accuracy, updated.get('batch_stats', {}))
 
@@ -226,6 +237,21 @@ def _one_step(network, tx, learning_rate, preparation, backend):
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 
   return step
+
+
+def _loss(logits, labels, mixed, label_smoothing):
+  """The mean cross-entropy with the labels, spread over the classes and mixed with others."""
+  def cross_entropy(labels):
+    if not label_smoothing:
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+  losses = cross_entropy(labels)
+  if mixed is not None:
+    share = mixed.share.astype(logits.dtype) / 256
+    losses = share * losses + (1 - share) * cross_entropy(mixed.labels)
+  return losses.mean()
 
 
 def eval_step(network: nn.Module, preparation: device.Preparation, target: Target,

@@ -1,5 +1,6 @@
 """One run, from a config to a workdir: read it from top to bottom."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import itertools
@@ -18,11 +19,14 @@ from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax import steps
 from bnonly_jax.config import UserError
+from bnonly_jax.data import arrays
 from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.experiment import Experiment
 from bnonly_jax.run import checkpoint
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
+from bnonly_jax.run import origin as origin_lib
 from bnonly_jax.run import plots
 from bnonly_jax.run import processes
 from bnonly_jax.run import result as result_lib
@@ -34,13 +38,21 @@ from bnonly_jax.run.trace import Trace
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
-                       profile: bool = False) -> dict[str, Any]:
+                       profile: bool = False,
+                       on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+                       train_set: tuple[Any, Any] | None = None,
+                       test_set: tuple[Any, Any] | None = None) -> dict[str, Any]:
   """Trains what the config selects, or goes on with the run that the workdir holds.
 
   Args:
     config: fields as in `config.default_config`.
     workdir: a folder that is new, empty, or holds a run with the same config.
     profile: whether to write a trace of some steps (`trace.STEPS`) into workdir/profile.
+    on_metrics: called in the main process with the step and the values of each line of
+      metrics.jsonl, once it is written.
+    train_set: images, uint8 [N, H, W, C], and labels, whole numbers [N] from 0, instead of the data
+      set that config.data.name says. In several processes all give the same.
+    test_set: with train_set.
 
   Returns:
     What workdir/result.json holds; see docs/workdir.md.
@@ -53,7 +65,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   # 1. All that can be wrong is found before anything is written or compiled.
   workdir = workdir_lib.path(workdir)
   metrics.console.quiet = not processes.is_main()
-  run = experiment.build(config)
+  info, given = None, None
+  if train_set is not None or test_set is not None:
+    info, given = arrays.given(train_set, test_set)
+    config = arrays.named(config, info)
+  run = experiment.build(config, info)
   facts = {**config_lib.flat(config), 'data.version': run.info.version}
   processes.require_equal('config', facts)
   finished = processes.on_main(lambda: workdir_lib.check(workdir, facts))
@@ -61,7 +77,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     metrics.console.print(f'{workdir} holds this run, finished.')
     result_lib.report(finished, workdir)
     return finished
-  state, frozen = experiment.start(run)
+  origin = origin_lib.find(run, workdir, facts)
+  state, frozen = experiment.start(run, origin.variables)
   start_gammas = plots.gammas(run.parameters, state.trainable, frozen)
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
@@ -73,11 +90,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   table = masks.table(run.parameters, run.mask)
   with contextlib.ExitStack() as lock:
     processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
-        'config.json': facts, 'parameters.json': masks.as_json(table)}))
+        'config.json': facts, 'parameters.json': masks.as_json(table),
+        **({'start.json': origin.record} if origin.record else {})}))
     processes.require_shared(workdir)
-    _introduce(run, table)
-    with workdir_lib.told_if_full(workdir):
-      state, frozen, diverged_step = _train(run, workdir, state, frozen, profile)
+    _introduce(run, table, origin)
+    with full_disk.told(workdir):
+      origin_lib.keep(workdir, origin)
+      source = experiment.open_source(run, given)
+      state, frozen, diverged_step = _train(run, workdir, source, state, frozen, profile,
+                                            on_metrics)
       end_gammas = plots.gammas(run.parameters, *jax.device_get((state.trainable, frozen)))
       result = processes.on_main(lambda: result_lib.conclude(
           run, workdir, diverged_step, start_gammas, end_gammas))
@@ -85,14 +106,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   return result
 
 
-def _introduce(run: Experiment, table: list[masks.GroupRow]) -> None:
-  """Prints what is trained on what, and the table of what trains."""
+def _introduce(run: Experiment, table: list[masks.GroupRow], origin: origin_lib.Origin) -> None:
+  """Prints what is trained on what, from which start, and the table of what trains."""
   config, devices = run.config, run.target.devices
   seeds = f'seed {config.seed}' if config.replicates == 1 else (
       f'seeds {config.seed} to {run.seeds[-1]}')
   norm = '' if config.norm == 'batch' else f', norm {config.norm}'
   metrics.console.print(f'{config.network}{norm} on {config.data.name}: training {config.train},'
                         f' {seeds}, {len(devices)} {devices[0].device_kind} device(s)')
+  if origin.record:
+    metrics.console.print(origin_lib.told(origin.record))
   metrics.console.print(data.summary(run.info))
   metrics.print_table(table)
 
@@ -105,7 +128,8 @@ class Placed(NamedTuple):
   test_set: data.Images | None
 
 
-def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any, profile: bool
+def _train(run: Experiment, workdir: epath.Path, source: data.Source, state: steps.State,
+           frozen: Any, profile: bool, on_metrics: Callable[[int, dict[str, Any]], None] | None
            ) -> tuple[steps.State, Any, int | None]:
   """Trains in a workdir that is claimed, from its newest checkpoint on.
 
@@ -115,12 +139,11 @@ def _train(run: Experiment, workdir: epath.Path, state: steps.State, frozen: Any
   config, local = run.config, run.target.local
   state, pending = _restore(run, workdir, state)
   start_step = int(state.step)
-  frozen = checkpoint.keep_frozen(workdir, frozen)
+  frozen = checkpoint.keep(workdir / 'frozen', frozen)
   state, frozen, seed = experiment.place(run, state, frozen)
-  source = experiment.open_source(run)
   placed = Placed(frozen, seed, *device.place((source.train_set, source.test_set), local))
   agenda = Agenda(config, run.steps_per_epoch)
-  writer = metrics.Writer(workdir, start_step) if processes.is_main() else None
+  writer = metrics.Writer(workdir, start_step, on_metrics) if processes.is_main() else None
   log = metrics.TrainLog(writer, run.total_steps, run.steps_per_epoch,
                          config.batch_size * config.replicates, config.log_every, start_step,
                          pending)

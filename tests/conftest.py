@@ -102,14 +102,15 @@ def make_setup(selection: str = 'batchnorm', devices: int = 1, chosen: int = 0,
   if double:
     variables = jax.tree.map(np.float64, variables)
     run = run._replace(preparation=run.preparation._replace(dtype='float64'))
-  if chosen:
+  if chosen:  # a mask by hand, for the default optimizer
     stem = np.zeros(variables['params']['stem_conv']['kernel'].shape, bool)
     stem.reshape(-1)[np.arange(chosen) * 3 + 1] = True
     mask = {**mask, 'stem_conv': {'kernel': stem}}
     run = run._replace(tx=optimizer.create(config.optimizer, run.learning_rate, mask))
   if double or chosen:
     run = run._replace(train_step=steps.train_step(
-        run.network, run.tx, run.learning_rate, run.preparation, run.target))
+        run.network, run.tx, run.learning_rate, run.preparation, run.target,
+        label_smoothing=config.label_smoothing))
   # On the host: what is on a device is gone after a step, which takes it over.
   state, frozen = jax.device_get(steps.create_state(variables, mask, run.tx))
   return Setup(run, variables, mask, state, frozen, pattern_images())

@@ -7,8 +7,10 @@ def test_the_paper_recipe_is_the_default():
   config = config_lib.default_config()
   assert config.epochs == 160 and config.batch_size == 128
   assert config.optimizer.to_dict() == dict(
-      learning_rate=0.1, momentum=0.9, weight_decay=1e-4, drops=(0.5, 0.75), drop_factor=0.1,
-      warmup_epochs=0.0, reference_batch_size=0)
+      name='sgd', learning_rate=0.1, rates='', momentum=0.9, weight_decay=1e-4, decay_norms=True,
+      schedule='steps', drops=(0.5, 0.75), drop_factor=0.1, warmup_epochs=0.0,
+      reference_batch_size=0)
+  assert config.data.augment == 'pad_crop,flip' and config.label_smoothing == 0
 
 
 def test_a_typo_fails():
@@ -27,7 +29,11 @@ def test_every_field_is_explained():
     ('epochs', 0), ('batch_size', -1), ('seed', -1), ('data.pad', -1), ('data.std', (0.1, 0.0)),
     ('optimizer.momentum', 1.0), ('optimizer.drops', (0.5, 1.5)), ('optimizer.drop_factor', 0.0),
     ('optimizer.warmup_epochs', 161.0), ('checkpoint_keep', 0), ('seed', 2**31),
-    ('optimizer.drops', ('a',))])
+    ('optimizer.drops', ('a',)), ('label_smoothing', 1.0), ('optimizer.name', 'adam'),
+    ('optimizer.schedule', 'linear'), ('optimizer.rates', 'output'), ('optimizer.rates', 'conv=x'),
+    ('optimizer.rates', 'conv=-1'), ('optimizer.rates', 'conv=1:2'),
+    ('optimizer.rates', 'conv=1,conv=2'), ('data.augment', 'flip,flip'),
+    ('data.augment', 'cutout=a')])
 def test_a_value_out_of_range_is_named_with_what_is_allowed(field, value):
   config = config_lib.default_config()
   config.update_from_flattened_dict({field: value})

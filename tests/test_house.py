@@ -11,8 +11,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'bnonly_jax'
 ROOMS = (
     ('config', 'seeds'), ('mistakes',), ('command_line',), ('models',), ('masks',), ('data',),
     ('optimizer',), ('steps',), ('experiment',), ('run', 'describe'), ('train',), ('analysis',),
-    ('benchmark',), ('sweep',), ('main', 'figures', 'data.show',
-                                   'analysis.__main__', 'benchmark.__main__', 'sweep.__main__'))
+    ('export',), ('predict',), ('benchmark',), ('sweep',),
+    ('main', 'figures', 'data.show', 'analysis.__main__', 'benchmark.__main__', 'export.__main__',
+     'predict.__main__', 'sweep.__main__'))
 # What may be imported where alone.
 LIBRARIES = {
     'orbax': ('run.checkpoint',), 'matplotlib': ('run.plots', 'sweep'), 'optax': (
@@ -20,7 +21,8 @@ LIBRARIES = {
     'tensorflow_datasets': ('data',), 'grain': ('data',),
     'absl': ('command_line', 'mistakes', 'main', 'figures', 'sweep.flags', 'sweep.__main__',
              'data.show', 'data.prepare', 'data.streamed', 'analysis.__main__',
-             'benchmark.__main__'),
+             'benchmark.__main__', 'export.__main__', 'predict.__main__'),
+    'onnx': ('export.onnx_file',), 'onnxruntime': ('export.onnx_file',),
     'tensorflow': (), 'clu': (), 'torch': ('benchmark', 'models.from_torch')}
 
 

@@ -20,9 +20,10 @@ from bnonly_jax.run import metrics
 
 pytestmark = pytest.mark.slow
 
-# Everything that follows from a seed: start, choice of weights and of images, order, crop, flip. A
-# small rate, since rounding differs and training amplifies it.
+# Everything that follows from a seed: start, choice of weights and of images, order, augmentation.
+# A small rate, since rounding differs and training amplifies it.
 FIELDS = {'train': 'batchnorm+random:1', 'data.subsample': 0.5, 'data.flip': True, 'epochs': 1,
+          'data.augment': 'pad_crop,flip,randaugment,cutout,mixup',
           'batch_size': 128, 'optimizer.learning_rate': 1e-3, 'optimizer.drops': ()}
 SEEDS = (3, 4)
 

@@ -9,6 +9,7 @@ import sys
 
 import conftest
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,6 +21,7 @@ from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
+from bnonly_jax.data import augment as augment_lib
 from bnonly_jax.data import batches
 from bnonly_jax.data import device
 from bnonly_jax.models import layers
@@ -32,10 +34,15 @@ def compiled(setup):
   return setup.experiment.train_step.lower(*experiment.train_arguments(setup.experiment)).compile()
 
 
-@pytest.mark.parametrize('selection, chosen', [
-    *((s, 0) for s in SELECTIONS), ('gamma', 10), ('batchnorm+random:1', 0)])
-def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen):
-  setup = conftest.make_setup(selection, 2, chosen=chosen)
+@pytest.mark.parametrize('selection, chosen, optimizer', [
+    *((s, 0, 'sgd') for s in SELECTIONS), ('gamma', 10, 'sgd'),
+    *(('batchnorm+random:1', 0, name) for name in ('sgd', 'adamw', 'lion')),
+    *(('batchnorm', 0, name) for name in ('adamw', 'lion'))])
+def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen, optimizer):
+  # A decay and a rate so large that nothing they touch keeps its bits.
+  fields = {} if optimizer == 'sgd' else {
+      'optimizer.name': optimizer, 'optimizer.weight_decay': 0.5, 'optimizer.learning_rate': 0.01}
+  setup = conftest.make_setup(selection, 2, chosen=chosen, **fields)
   state, frozen, history = setup.run(5)
   # Drawn anew: the arrays that were put on the devices may share their memory.
   start = masks.flatten(experiment.draw_variables(setup.experiment, 0)['params'])
@@ -48,6 +55,53 @@ def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen):
     assert np.all(after[name][keep] != start[name][keep]), name
   assert int(state.step) == 5
   assert (history[-1]['gradient_norm'] > 0) == (selection != 'nothing')
+
+
+@pytest.mark.parametrize('selection', ['batchnorm', 'batchnorm+random:1'])
+@pytest.mark.parametrize('name, moments', [('adamw', 2), ('lion', 1)])
+def test_the_state_of_other_optimizers_holds_nothing_frozen(selection, name, moments):
+  setup = conftest.make_setup(selection, 2, **{
+      'optimizer.name': name, 'optimizer.weight_decay': 0.5, 'optimizer.learning_rate': 0.01})
+  trained = {tensor: 0 if value is None else np.size(value)
+             for tensor, value in masks.flatten(setup.state.trainable).items()}
+  for moment in ('mu', 'nu')[:moments]:
+    held = optax.tree.get(setup.state.opt_state, moment)
+    for tensor, value in masks.flatten(held).items():
+      assert trained[tensor] == sum(map(np.size, jax.tree.leaves(value))), tensor
+  count = sum(map(np.size, jax.tree.leaves(setup.state.opt_state)))
+  assert count == moments * sum(trained.values()) + 2  # steps counted by it and by the schedule
+
+
+def plain_losses(logits, labels, smoothing):
+  """The cross-entropy with targets written out."""
+  targets = np.eye(logits.shape[1])[labels] * (1 - smoothing) + smoothing / logits.shape[1]
+  return -np.sum(targets * (logits - np.log(np.sum(np.exp(logits), 1, keepdims=True))), 1)
+
+
+@pytest.mark.parametrize('smoothing, augment', [(0.1, ''), (0.1, 'mixup')])
+def test_the_loss_is_that_of_smooth_labels_and_of_mixed_images(smoothing, augment):
+  setup = conftest.make_setup('output', **{'label_smoothing': smoothing, 'data.augment': augment})
+  _, _, (metrics,) = setup.run(1)
+  run, index = setup.experiment, setup.index(0)[0]
+  batch = device.look_up(setup.train_set, index, (8, 8, 1))
+  positions = np.arange(conftest.BATCH, dtype=np.int32)
+  images, mixed = augment_lib.augment(jax.tree.map(jnp.asarray, batch), 0, jnp.int32(0), positions,
+                                      run.preparation)
+  assert (mixed is None) != bool(augment)
+  logits, _ = run.network.apply(setup.variables, device.normalise(images, run.preparation),
+                                train=True, mutable=['batch_stats'])
+  losses = plain_losses(np.float64(logits), batch.labels, smoothing)
+  if mixed:
+    share = np.asarray(mixed.share) / 256
+    losses = share * losses + (1 - share) * plain_losses(
+        np.float64(logits), np.roll(batch.labels, -1), smoothing)
+  np.testing.assert_allclose(metrics['loss'], np.mean(losses), rtol=1e-4)
+  state, frozen, train_set, _ = setup.place()  # evaluation's stays the plain one
+  weight = np.ones((1, len(index)), np.float32)
+  sums = run.eval_step(state, frozen, train_set, (index[None], weight))
+  clean = device.normalise(jnp.asarray(batch.images), run.preparation)
+  logits = np.float64(run.network.apply(setup.variables, clean))
+  np.testing.assert_allclose(sums['loss'], np.sum(plain_losses(logits, batch.labels, 0)), rtol=1e-5)
 
 
 @pytest.mark.parametrize('selection', SELECTIONS)
@@ -242,12 +296,12 @@ def test_convolutions_of_few_channels_go_to_onednn(monkeypatch):
                          jax.devices()[:1])
   lowered = run.train_step.lower(*experiment.train_arguments(run))
   # As XLA_FLAGS of the tests says.
-  assert '__onednn$' not in steps.compile_for_cpu(lowered).as_text()
+  assert '__onednn$' not in steps.compiled(lowered, run.target).as_text()
   monkeypatch.setenv('XLA_FLAGS', '')
   known = [int(n) for n in jax.__version__.split('.')[:2]] >= [0, 12]
-  assert ('__onednn$' in steps.compile_for_cpu(lowered).as_text()) == known
+  assert ('__onednn$' in steps.compiled(lowered, run.target).as_text()) == known
   monkeypatch.setitem(steps.CPU_OPTIONS, 'xla_no_such_option', True)
-  steps.compile_for_cpu(lowered)
+  steps.compiled(lowered, run.target)
 
 
 @pytest.mark.parametrize('precision', ['default', 'highest'])

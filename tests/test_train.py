@@ -95,6 +95,17 @@ def test_the_metrics_are_all_there(run):
   assert lines[0]['test_accuracy'] == result['untrained_test_accuracy']
 
 
+def test_a_tracker_is_told_every_line_and_after_a_kill_those_that_are_written_again(
+    data_dir, tmp_path):
+  config, told = tiny_config(data_dir, epochs=1, log_every=1), []
+  train_and_die(config, tmp_path, at_step=4)
+  before = metrics.read(tmp_path)
+  train.train_and_evaluate(config, tmp_path,
+                           on_metrics=lambda step, values: told.append({'step': step, **values}))
+  assert before and without_times(told)[:len(before)] == without_times(before)  # no checkpoint
+  assert told == metrics.read(tmp_path)
+
+
 def test_a_finished_run_says_so_and_keeps_its_files(run, data_dir, capsys):
   workdir, result = run
   before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
@@ -112,6 +123,22 @@ def test_a_kill_between_a_line_and_the_next_checkpoint_writes_no_line_twice(data
   assert without_times([result]) == without_times([expected])
   lines = [without_times(metrics.read(tmp_path / name)) for name in ('whole', 'killed')]
   assert lines[0] == lines[1]
+
+
+def test_a_workdir_from_before_there_was_a_choice_of_optimizer_goes_on(run, data_dir, tmp_path):
+  workdir, expected = run
+  train_and_die(tiny_config(data_dir), tmp_path, at_step=7)
+  facts = json.loads((tmp_path / 'config.json').read_text())
+  new = ('label_smoothing', 'data.augment', *(f'optimizer.{name}' for name in (
+      'name', 'schedule', 'decay_norms', 'rates')))
+  (tmp_path / 'config.json').write_text(json.dumps(
+      {name: value for name, value in facts.items() if name not in new}))
+  with pytest.raises(UserError, match=r"data.augment = 'pad_crop,flip' there and 'cutout' here"):
+    train.train_and_evaluate(tiny_config(data_dir, **{'data.augment': 'cutout'}), tmp_path)
+  result = train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+  assert result['test_loss'] == expected['test_loss']
+  for a, b in zip(last_state(tmp_path), last_state(workdir), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize('at_step', [3, 7])

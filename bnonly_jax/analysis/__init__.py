@@ -1,4 +1,4 @@
-"""Looks into a trained network: gamma and beta, small gammas, ReLUs that never fire.
+"""Looks into a trained network: gamma and beta, small gammas, silent ReLUs, features, likeness.
 
 From Python, for example what a network does without its small gammas:
 
@@ -9,11 +9,17 @@ From Python, for example what a network does without its small gammas:
   trained, zeroed = analysis.evaluate(run, params, analysis.zero_small(params, 0.01))
 """
 
+from bnonly_jax.analysis.activations import features
+from bnonly_jax.analysis.activations import image_batches
+from bnonly_jax.analysis.activations import layer_names
 from bnonly_jax.analysis.evaluation import evaluate
 from bnonly_jax.analysis.evaluation import silent_relus
 from bnonly_jax.analysis.evaluation import thresholded
 from bnonly_jax.analysis.loading import load
 from bnonly_jax.analysis.loading import Loaded
+from bnonly_jax.analysis.probe import linear_probe
+from bnonly_jax.analysis.similarity import by_layer
+from bnonly_jax.analysis.similarity import cka
 from bnonly_jax.analysis.tables import beta_table
 from bnonly_jax.analysis.tables import gamma_table
 from bnonly_jax.analysis.tables import relu_table
@@ -21,6 +27,10 @@ from bnonly_jax.analysis.tables import THRESHOLDS
 from bnonly_jax.analysis.tables import zero_small
 from bnonly_jax.analysis.writing import analyse
 from bnonly_jax.analysis.writing import file_name
+from bnonly_jax.analysis.writing import write_cka
+from bnonly_jax.analysis.writing import write_probe
 
-__all__ = ['analyse', 'beta_table', 'evaluate', 'file_name', 'gamma_table', 'load', 'Loaded',
-           'relu_table', 'silent_relus', 'THRESHOLDS', 'thresholded', 'zero_small']
+__all__ = ['analyse', 'beta_table', 'by_layer', 'cka', 'evaluate', 'features', 'file_name',
+           'gamma_table', 'image_batches', 'layer_names', 'linear_probe', 'load', 'Loaded',
+           'relu_table', 'silent_relus', 'THRESHOLDS', 'thresholded', 'write_cka', 'write_probe',
+           'zero_small']

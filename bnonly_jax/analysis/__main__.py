@@ -3,21 +3,42 @@ r"""Looks into a trained network: gamma and beta, small gammas, ReLUs that never
   python -m bnonly_jax.analysis --workdir=DIR [--step=N] [--replicate=I] [--data_dir=DIR]
 
 The run may be finished, interrupted or going on. Writes DIR/analysis.json and DIR/analysis_*.png,
-and nothing else there. docs/analysis.md says what is in analysis.json.
+and nothing else there. Instead of these,
+
+  python -m bnonly_jax.analysis --workdir=DIR --cka=WORKDIR[@STEP] --probe
+
+compares it with another run layer by layer, and fits a linear probe on its features; either flag
+will do. docs/analysis.md says what is written.
 """
 
 from absl import flags
 
 from bnonly_jax import command_line
-from bnonly_jax.analysis import analyse
+
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of a run, finished or not; what is found goes there.')
+_STEP = flags.DEFINE_integer('step', None, 'Whose checkpoint to take; default: the newest.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', '', 'Folder of the prepared data sets; default: where they were in training.')
+_REPLICATE = flags.DEFINE_integer('replicate', 0, 'Which one of a run of several, from 0.')
+_CKA = flags.DEFINE_string(
+    'cka', '', 'WORKDIR[@STEP] of another run: how alike the layers of both are on the test set.')
+_PROBE = flags.DEFINE_bool(
+    'probe', False, 'What a linear classifier reads from the features before the output layer.')
+
+
+def main() -> None:
+  # Here, so that a mistake in the flags is told at once.
+  from bnonly_jax import analysis
+  which = _STEP.value, _DATA_DIR.value, _REPLICATE.value
+  if _CKA.value:
+    analysis.write_cka(_WORKDIR.value, _CKA.value, *which)
+  if _PROBE.value:
+    analysis.write_probe(_WORKDIR.value, *which)
+  if not _CKA.value and not _PROBE.value:
+    analysis.analyse(_WORKDIR.value, *which)
+
 
 if __name__ == '__main__':
-  _WORKDIR = flags.DEFINE_string(
-      'workdir', None, 'Folder of a run, finished or not; analysis.json and the plots go there.')
-  _STEP = flags.DEFINE_integer('step', None, 'Whose checkpoint to take; default: the newest.')
-  _DATA_DIR = flags.DEFINE_string(
-      'data_dir', '', 'Folder of the prepared data sets; default: where they were in training.')
-  _REPLICATE = flags.DEFINE_integer('replicate', 0, 'Which one of a run of several, from 0.')
-  command_line.run(
-      lambda: analyse(_WORKDIR.value, _STEP.value, _DATA_DIR.value, _REPLICATE.value),
-      lambda: '' if _WORKDIR.value else '--workdir=DIR, the folder of a run, is needed, or --help.')
+  command_line.run(main, lambda: '' if _WORKDIR.value else (
+      '--workdir=DIR, the folder of a run, is needed, or --help.'))

@@ -1,4 +1,4 @@
-"""The analysis of a run: computed, written into its folder, drawn and printed."""
+"""What is found in a run: computed, written into its folder, drawn and printed."""
 
 import os
 import pathlib
@@ -8,18 +8,25 @@ import ml_collections
 
 from bnonly_jax.analysis import evaluation
 from bnonly_jax.analysis import loading
+from bnonly_jax.analysis import probe
+from bnonly_jax.analysis import similarity
 from bnonly_jax.analysis import tables
 from bnonly_jax.config import UserError
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
 from bnonly_jax.run import plots
 from bnonly_jax.run import processes
+from bnonly_jax.run import trained
 from bnonly_jax.run import workdir as workdir_lib
 
 
 def file_name(config: ml_collections.ConfigDict, replicate: int) -> str:
   """Returns what the analysis of a run, or of one of its replicates, is called."""
-  which = f'_seed{config.seed + replicate}' if config.replicates > 1 else ''
-  return f'analysis{which}.json'
+  return f'analysis{_which(config, replicate)}.json'
+
+
+def _which(config, replicate):
+  return f'_seed{config.seed + replicate}' if config.replicates > 1 else ''
 
 
 def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '',
@@ -40,12 +47,9 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
   Raises:
     UserError: as `load` and `evaluate`, or the folder cannot be written.
   """
-  loaded = loading.load(workdir, step, data_dir, replicate)
+  loaded = _load_to_write(workdir, step, data_dir, replicate)
   workdir, config, params = loaded.workdir, loaded.config, loaded.variables['params']
   parameters, watched = loaded.experiment.parameters, evaluation.watched(loaded)
-  if not workdir_lib.is_remote(workdir) and not os.access(workdir, os.W_OK):
-    raise UserError(f'--workdir={workdir} cannot be written; allowed is a folder of yours. Copy it,'
-                    ' and give the copy as --workdir.')
   steps_per_epoch = loaded.experiment.info.train_images // config.batch_size
   metrics.console.print(f'{workdir}: {config.network}, training {config.train}, step {loaded.step}'
                         f' of {config.epochs * steps_per_epoch}; split'
@@ -73,13 +77,100 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
         draw(analysis, written[-1], title)
     return [str(path) for path in written]
 
-  try:
-    written = processes.on_main(write)
-  except OSError as error:
-    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). Make room,'
-                    ' or copy it and give the copy as --workdir.') from error
-  metrics.console.print('  '.join(written))
+  _write(workdir, write)
   return analysis
+
+
+def _load_to_write(workdir, step, data_dir, replicate):
+  loaded = loading.load(workdir, step, data_dir, replicate)
+  if not workdir_lib.is_remote(loaded.workdir) and not os.access(loaded.workdir, os.W_OK):
+    raise UserError(f'--workdir={workdir} cannot be written; allowed is a folder of yours. Copy it,'
+                    ' and give the copy as --workdir.')
+  return loaded
+
+
+def _write(workdir, write):
+  """Calls what writes into a run's folder in the main process, and prints what it has written."""
+  with full_disk.told(workdir, remedy='Make room, or copy it and give the copy as --workdir.'):
+    written = processes.on_main(write)
+  metrics.console.print('  '.join(written))
+
+
+def write_cka(workdir: str | pathlib.Path, other: str, step: int | None = None, data_dir: str = '',
+              replicate: int = 0) -> dict[str, Any]:
+  """Compares a run with another by linear CKA, writes, draws and prints it.
+
+    write_cka('runs/digits', 'runs/all@50')['layers'][-1]['cka']
+
+  Args:
+    workdir: as for `load`; the files go there.
+    other: WORKDIR[@STEP] of the other run.
+    step: as for `load`, of the first.
+    data_dir: as for `load`, of both.
+    replicate: as for `load`, of the first, and of the other if it has several.
+
+  Returns:
+    What cka_OTHER.json holds: `run` and `other`, each with `workdir`, `step`, `network`, `train`
+    and `seed`; `test_images`; and `layers`, a list of `layer` and `cka`, as `similarity.by_layer`.
+
+  Raises:
+    UserError: as `load` and `by_layer`, or the folder cannot be written.
+  """
+  loaded = _load_to_write(workdir, step, data_dir, replicate)
+  folder, other_step = trained.split_step(other)
+  several = workdir_lib.read_config(folder, f'--cka={other}')[0].replicates > 1
+  against = loading.load(folder, other_step, data_dir, replicate if several else 0)
+  found = {'run': _whose(loaded), 'other': _whose(against),
+           'test_images': loaded.experiment.info.test_images,
+           'layers': [{'layer': layer, 'cka': value}
+                      for layer, value in similarity.by_layer(loaded, against).items()]}
+  metrics.print_columns(['layer', 'linear CKA'], [
+      [row['layer'], 'constant' if row['cka'] is None else f'{row["cka"]:.4f}']
+      for row in found['layers']])
+  name = f'cka_{folder.parent.name}_{folder.name}' + (
+      '' if other_step is None else f'_step{other_step}') + _which(loaded.config, replicate)
+
+  def write():
+    workdir_lib.write_json(loaded.workdir / f'{name}.json', found)
+    plots.cka_by_layer(found, loaded.workdir / f'{name}.png')
+    return [str(loaded.workdir / f'{name}.{kind}') for kind in ('json', 'png')]
+
+  _write(loaded.workdir, write)
+  return found
+
+
+def _whose(loaded):
+  config = loaded.experiment.config
+  return {'workdir': str(loaded.workdir), 'step': loaded.step, 'network': config.network,
+          'train': config.train, 'seed': config.seed}
+
+
+def write_probe(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '',
+                replicate: int = 0) -> dict[str, Any]:
+  """Fits a linear probe on a run's features, writes and prints what it reads from them.
+
+  Args are those of `load`.
+
+  Returns:
+    What probe.json holds: what `probe.linear_probe` gives, and whose it is.
+
+  Raises:
+    UserError: as `load` and `linear_probe`, or the folder cannot be written.
+  """
+  loaded = _load_to_write(workdir, step, data_dir, replicate)
+  found = {**_whose(loaded), **probe.linear_probe(loaded)}
+  metrics.console.print(
+      f'linear probe on the {found["features"]} features before the output layer, fitted on'
+      f' {found["train_images"]:,} training images: test accuracy {found["test_accuracy"]:.4f}; the'
+      f' run\'s own {found["own_test_accuracy"]:.4f}')
+  path = loaded.workdir / f'probe{_which(loaded.config, replicate)}.json'
+
+  def write():
+    workdir_lib.write_json(path, found)
+    return [str(path)]
+
+  _write(loaded.workdir, write)
+  return found
 
 
 def _print(analysis):

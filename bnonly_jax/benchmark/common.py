@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import json
-import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,8 @@ import numpy as np
 
 from bnonly_jax import data
 from bnonly_jax import experiment
+from bnonly_jax import steps
+from bnonly_jax.benchmark import program
 from bnonly_jax.config import UserError
 from bnonly_jax.data import device
 from bnonly_jax.experiment import Experiment
@@ -92,12 +92,12 @@ def built(config: ml_collections.ConfigDict,
 
 
 def training_step(config: ml_collections.ConfigDict
-                  ) -> tuple[Callable[[], jax.stages.Lowered], Callable[[], None], int]:
+                  ) -> tuple[Callable[[], jax.stages.Compiled], Callable[[], None], int]:
   """Builds the training step for all devices, on random images, so that no data set is needed.
 
   Returns:
-    A function that lowers it for the compiler; one that makes as many steps in one call as a run
-    does, compiling them first; and how many those are.
+    A function that compiles it; one that makes as many steps in one call as a run does, compiling
+    them first; and how many those are.
   """
   run = built(config)
   shapes = experiment.train_arguments(run, run.steps_a_call)
@@ -115,7 +115,8 @@ def training_step(config: ml_collections.ConfigDict
     nonlocal state
     state, _ = jax.block_until_ready(run.train_step(state, frozen, whole, batch, seed))
 
-  return lambda: run.train_step.lower(*shapes), call, run.steps_a_call
+  compile_step = lambda: steps.compiled(run.train_step.lower(*shapes), run.target)
+  return compile_step, call, run.steps_a_call
 
 
 def step_seconds(config: ml_collections.ConfigDict) -> float:
@@ -151,15 +152,5 @@ def all_reduced_bytes(config: ml_collections.ConfigDict) -> int:
   """Returns how many bytes each device puts into the all-reduces of the compiled step."""
   run = built(config)
   lowered = run.train_step.lower(*experiment.train_arguments(run))
-  return all_reduced_bytes_of(lowered.compile().as_text())
-
-
-def all_reduced_bytes_of(program: str) -> int:
-  """Sums the operands of the all-reduces in a program's text; one in a loop counts once."""
-  sizes = {'pred': 1, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8}
-  total = 0
-  for line in program.splitlines():
-    found = re.match(r'\s*(?:ROOT )?\S+ = (.*?) all-reduce(?:-start)?\(', line)
-    for kind, shape in re.findall(r'(\w+)\[([\d,]*)\]', found[1]) if found else ():
-      total += sizes[kind] * math.prod(int(n) for n in shape.split(',') if n)
-  return total
+  parsed = program.parse(lowered.compile().as_text())
+  return program.reduced(list(program.runs(parsed)), parsed)[1]

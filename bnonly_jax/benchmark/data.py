@@ -16,6 +16,7 @@ from bnonly_jax import experiment
 from bnonly_jax.benchmark import common
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
+from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
@@ -59,7 +60,7 @@ def data_rates(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Returns:
     `images`, `shape`, `resident` (whether it is by its size), `streamed_per_second`: images that
     one thread reads and decodes; and if it is resident `batch_milliseconds` for indexing,
-    cropping, flipping and normalising a batch on the device.
+    augmenting and normalising a batch on the device.
   """
   info = data.find(config)
   source = streamed.train_source(config, info)
@@ -73,14 +74,15 @@ def data_rates(config: ml_collections.ConfigDict) -> dict[str, Any]:
     source, preparation = experiment.open_source(run), run.preparation
 
     @jax.jit
-    def crop(whole, index, step):
-      images, _ = device.look_up(whole, index, info.image_shape)
-      return device.normalise(device.crop_and_flip(
-          images, 0, step, jnp.arange(len(index)), preparation.pad, preparation.flip), preparation)
+    def prepare(whole, index, step):
+      batch = device.look_up(whole, index, info.image_shape)
+      positions = jnp.arange(len(index))
+      images, _ = augment.augment(batch, 0, step, positions, preparation)
+      return device.normalise(images, preparation)
 
     whole, index = jax.device_put((source.train_set, next(source.train_batches(0))[0]))
     seconds = common.median_seconds(
-        lambda: [crop(whole, index, np.int32(i)).block_until_ready() for i in range(10)]) / 10
+        lambda: [prepare(whole, index, np.int32(i)).block_until_ready() for i in range(10)]) / 10
     row['batch_milliseconds'] = 1e3 * seconds
   return row
 

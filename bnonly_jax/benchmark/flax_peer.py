@@ -190,11 +190,11 @@ def lower(run: Experiment) -> jax.stages.Lowered:
 
 
 def training_step(config: ml_collections.ConfigDict
-                  ) -> tuple[Callable[[], jax.stages.Lowered], Callable[[], None]]:
+                  ) -> tuple[Callable[[], jax.stages.Compiled], Callable[[], None]]:
   """Builds the training step for all devices, on random images, as `common.training_step` does.
 
   Returns:
-    A function that lowers it, and one that makes a step.
+    A function that compiles it, and one that makes a step.
 
   Raises:
     UserError: as `network`.
@@ -214,4 +214,4 @@ def training_step(config: ml_collections.ConfigDict
     nonlocal state
     *state, _ = jax.block_until_ready(step(*state, *batch))
 
-  return lambda: lower(run), call
+  return lambda: lower(run).compile(), call

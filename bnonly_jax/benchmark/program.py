@@ -166,6 +166,17 @@ def reduced(found: Sequence[Run], program: Program) -> tuple[int, int]:
               for name in run.operation.operands))
 
 
+def convolutions(found: Sequence[Run], program: Program) -> int:
+  """Returns how many convolutions run: alone, in fusions, or by oneDNN or cuDNN."""
+  def number(operation):
+    if operation.opcode == 'custom-call':
+      return int('$conv' in operation.attributes.split('custom_call_target="')[-1].split('"')[0])
+    inner = (line for name in operation.called('calls') for line in program.computations[name])
+    return int(operation.opcode == 'convolution') + sum(map(number, inner))
+
+  return sum(run.times * number(run.operation) for run in found)
+
+
 def kernel(operation: Operation) -> str:
   """Returns what kind of kernel an operation is on a GPU: a library's, or as XLA names fusions."""
   target = re.search(r'custom_call_target="([^"]*)"', operation.attributes)

@@ -1,7 +1,6 @@
 """`benchmark step`: what a training step costs, beside another's: see `measure`."""
 
 import contextlib
-import re
 import time
 from typing import Any
 
@@ -12,6 +11,7 @@ from bnonly_jax import describe
 from bnonly_jax.benchmark import against_torch
 from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark import flax_peer
+from bnonly_jax.benchmark import program
 from bnonly_jax.benchmark.peaks import PEAKS
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
@@ -25,21 +25,21 @@ def first_step(config: ml_collections.ConfigDict) -> float:
   return time.perf_counter() - start
 
 
-def costs(config: ml_collections.ConfigDict, lowered: jax.stages.Lowered) -> dict[str, Any]:
+def costs(config: ml_collections.ConfigDict, compiled: jax.stages.Compiled) -> dict[str, Any]:
   """Returns what the compiled step says of itself.
 
   Returns:
-    What `common.memory` gives, `flops` of the global batch, `convolutions` in the program (one in a
-    loop counts once) and `all_reduced` bytes.
+    What `common.memory` gives, `flops` of the global batch, and what runs in a call: the number of
+    `convolutions` and `all_reduced` bytes.
   """
-  compiled = lowered.compile()
-  text = compiled.as_text()
+  parsed = program.parse(compiled.as_text())
+  found = list(program.runs(parsed))
   return {
       **common.memory(compiled),
       'flops': (describe.describe(config)['flops_step'] * config.batch_size
                 * config.replicates),
-      'convolutions': len(re.findall(r' convolution\(|custom_call_target="__cudnn\$conv', text)),
-      'all_reduced': common.all_reduced_bytes_of(text)}
+      'convolutions': program.convolutions(found, parsed),
+      'all_reduced': program.reduced(found, parsed)[1]}
 
 
 def measure(config: ml_collections.ConfigDict, against: str = 'all',
@@ -71,13 +71,14 @@ def measure(config: ml_collections.ConfigDict, against: str = 'all',
     built, together, result = [], [], {}
     for name in (config.train, *others):
       if name == 'flax':
-        lower, call = flax_peer.training_step(config)
+        compile_step, call = flax_peer.training_step(config)
         number = 1
       else:
-        lower, call, number = common.training_step(_training(config, name))
+        compile_step, call, number = common.training_step(_training(config, name))
       built.append(call)
       together.append(number)
-      result[name] = costs(_training(config, config.train if name == 'flax' else name), lower())
+      result[name] = costs(_training(config, config.train if name == 'flax' else name),
+                           compile_step())
     if torch:
       errors = against_torch.wait_for_all(peers, compile_limit)
       seconds, number = _steps_in_turn(built[0], peers)

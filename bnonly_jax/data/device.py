@@ -1,5 +1,4 @@
-"""Images on the devices: how resident ones lie there, and all that is done to them on the way into
-the network: look-up, pad, crop, flip, normalise."""
+"""Images on the devices: how resident ones lie there, look-up and normalisation."""
 
 import collections
 from collections.abc import Iterable
@@ -15,7 +14,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
-from bnonly_jax import seeds
 from bnonly_jax.data.sets import Images
 
 AXIS = 'batch'  # of the devices
@@ -34,6 +32,10 @@ class Preparation(NamedTuple):
     mean: subtracted from pixels in [0, 1]; one number a channel, or one for all.
     std: divides what is left; as mean.
     dtype: of what the network is given.
+    operations: of RandAugment, on each image.
+    magnitude: of these, 0 to 10.
+    cutout: side in pixels of the square that is painted over; 0: none.
+    mixup: alpha of the Beta distribution of shares; 0: none is mixed.
   """
   image_shape: tuple[int, int, int]
   pad: int = 0
@@ -41,6 +43,10 @@ class Preparation(NamedTuple):
   mean: tuple[float, ...] = (0.0,)
   std: tuple[float, ...] = (1.0,)
   dtype: str = 'float32'
+  operations: int = 0
+  magnitude: float = 0.0
+  cutout: int = 0
+  mixup: float = 0.0
 
 
 def row_size(image_shape: tuple[int, int, int]) -> int:
@@ -69,52 +75,6 @@ def look_up(whole: Images | None, batch: Any, image_shape: tuple[int, int, int])
     return batch
   flat = whole.images[batch][:, :int(np.prod(image_shape))]
   return Images(flat.reshape(-1, *image_shape), whole.labels[batch])
-
-
-def crop_and_flip(images: jax.Array, seed: int | jax.Array, step: jax.Array, positions: jax.Array,
-                  pad: int, flip: bool, backend: str = 'cpu') -> jax.Array:
-  """Pads images, crops them at random to their old size, and mirrors each with probability 1/2.
-
-  Args:
-    images: uint8 [N, H, W, C].
-    seed: the experiment's.
-    step: int32 scalar.
-    positions: int32 [N], each image's place in the global batch.
-    pad: pixels of black on each side.
-    flip: whether to mirror at all.
-    backend: for which it is to be fast: cpu, or any other. The images are the same.
-
-  Returns:
-    uint8 [N, H, W, C].
-  """
-  if not pad and not flip:
-    return images
-  bits = seeds.image_bits(seed, step, positions, 3)
-  offsets = (bits[:, :2] % (2 * pad + 1)).astype(jnp.int32)
-  if pad:
-    images = (_crop_by_slices if backend == 'cpu' else _crop_by_selects)(images, offsets, pad)
-  if flip:
-    mirrored = (bits[:, 2] & 1).astype(bool)
-    images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-  return images
-
-
-def _crop_by_slices(images, offsets, pad):
-  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  return jax.vmap(lambda image, offset: jax.lax.dynamic_slice(
-      image, [*offset, jnp.int32(0)], images.shape[1:]))(padded, offsets)
-
-
-def _crop_by_selects(images, offsets, pad):
-  """Every shift of all images at once, of which each image takes its own: no loop over images."""
-  for axis, offset in ((1, offsets[:, 0]), (2, offsets[:, 1])):
-    size = images.shape[axis]
-    widths = [(pad, pad) if i == axis else (0, 0) for i in range(4)]
-    padded, offset = jnp.pad(images, widths), offset[:, None, None, None]
-    images = jax.lax.slice_in_dim(padded, 0, size, axis=axis)
-    for i in range(1, 2 * pad + 1):
-      images = jnp.where(offset == i, jax.lax.slice_in_dim(padded, i, i + size, axis=axis), images)
-  return images
 
 
 def normalise(images: jax.Array, preparation: Preparation) -> jax.Array:

@@ -29,7 +29,7 @@ def is_resident(config: ml_collections.ConfigDict, info: sets.Info) -> bool:
 
 
 def open_source(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,
-                processes: int = 1) -> sets.Source:
+                processes: int = 1, given: dict[str, sets.Images] | None = None) -> sets.Source:
   """Loads a data set.
 
   Args:
@@ -37,23 +37,26 @@ def open_source(config: ml_collections.ConfigDict, info: sets.Info, process: int
     info: the data set's, train_images being the number in use.
     process: which process feeds its part of every batch.
     processes: of how many.
+    given: the splits, of a data set that is given as arrays.
 
   Raises:
     UserError: an image is bad, and config.data.bad_images is stop.
   """
   skip = config.data.bad_images == 'skip'
-  records = sets.open_split(info, 'train')
+  opened = given or {split: sets.open_split(info, split) for split in ('train', info.test_split)}
+  number = {split: len(records.labels) if given else len(records)
+            for split, records in opened.items()}
   seeds = range(config.seed, config.seed + config.replicates)
-  chosen = [batches.subsample(len(records), info.train_images, seed) for seed in seeds]
+  chosen = [batches.subsample(number['train'], info.train_images, seed) for seed in seeds]
   used = np.unique(chosen)
   places = [np.searchsorted(used, indices).astype(np.int32) for indices in chosen]
-  train, bad = load(config, info, records, used, replace=skip)
+  train, bad = load(config, info, opened['train'], used, replace=skip)
   if config.data.random_labels:
     drawn = batches.random_labels(info.train_images, config.data.random_labels, info.classes,
                                   config.seed)
     train = train._replace(labels=np.where(drawn < 0, train.labels, drawn))
-  records = sets.open_split(info, info.test_split)
-  test, bad_tests = load(config, info, records, np.arange(len(records)), replace=False)
+  test, bad_tests = load(config, info, opened[info.test_split],
+                         np.arange(number[info.test_split]), replace=False)
   if skip and process == 0:
     records_lib.report('train', 'replaced', bad)
     records_lib.report(info.test_split, 'left out', bad_tests)
@@ -77,14 +80,16 @@ def open_source(config: ml_collections.ConfigDict, info: sets.Info, process: int
 
 
 def load(config: ml_collections.ConfigDict, info: sets.Info,
-         records: records_lib.Folder | records_lib.ArrayRecords, indices: np.ndarray,
+         records: records_lib.Folder | records_lib.ArrayRecords | sets.Images, indices: np.ndarray,
          replace: bool) -> tuple[sets.Images, list[records_lib.Bad]]:
-  """Decodes records of a split on all cores.
+  """Decodes records of a split on all cores; of images that are given decoded, takes them.
 
   Returns:
     Images as `device.rows` lays them out, with labels; and the bad images, as
     `records.read_images` says.
   """
+  if isinstance(records, sets.Images):
+    return sets.Images(device.rows(records.images[indices]), records.labels[indices]), []
   form = sets.form(config, info)
   images = np.zeros((len(indices), *info.image_shape), np.uint8)
 

@@ -106,6 +106,9 @@ def find(config: ml_collections.ConfigDict) -> Info:
                 tuple('0123456789'), 1437, 360, 'test')
   elif name.startswith('folder:'):
     info = _find_folder(config)
+  elif name == 'arrays':
+    raise UserError("config.data.name is 'arrays': images that a Python program gives; only it can"
+                    ' give them again: train_and_evaluate(..., train_set=..., test_set=...).')
   else:
     info = _find_prepared(config)
   for split, images in (('train', info.train_images), (info.test_split, info.test_images)):
@@ -126,7 +129,8 @@ def summary(info: Info) -> str:
   """Says in one line how many images and classes there are, and which files are left out."""
   left_out = (f'; left out: {info.left_out} (allowed are {", ".join(records.IMAGE_SUFFIXES)} in'
               ' class folders)' if info.left_out else '')
-  return (f'data in {info.path}: train: {info.train_images:,} images in {info.classes:,} classes;'
+  where = f'in {info.path}' if info.path else 'given as arrays'
+  return (f'data {where}: train: {info.train_images:,} images in {info.classes:,} classes;'
           f' {info.test_split}: {info.test_images:,} images{left_out}')
 
 

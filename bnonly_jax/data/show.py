@@ -31,10 +31,10 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   Raises:
     UserError: as `experiment.build`, or an image is bad, or the folder cannot be written.
   """
-  import jax.numpy as jnp
   import numpy as np
 
   from bnonly_jax import experiment
+  from bnonly_jax.data import augment
   from bnonly_jax.data import device
   from bnonly_jax.data import prepare
   from bnonly_jax.run import plots
@@ -57,11 +57,10 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
 
   def training():
     for step, (batch, _) in enumerate(source.train_batches(0)):
-      images, labels = device.look_up(source.train_set, batch, info.image_shape)
-      positions = np.arange(len(labels), dtype=np.int32)
-      yield np.asarray(device.crop_and_flip(
-          jnp.asarray(images), config.seed, jnp.int32(step), positions, config.data.pad,
-          config.data.flip)), labels
+      batch = device.look_up(source.train_set, batch, info.image_shape)
+      positions = np.arange(len(batch.labels), dtype=np.int32)
+      images, _ = augment.augment(batch, config.seed, np.int32(step), positions, run.preparation)
+      yield np.asarray(images), batch.labels
 
   def evaluation():
     for batch, weight in source.eval_batches(config.eval_batch_size):

@@ -21,6 +21,7 @@ from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
 from bnonly_jax.models.imagenet_resnet import STAGES
 
+SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')  # of the files that `read` reads
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
            'var': 'running_var'}
 
@@ -34,10 +35,10 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
     raise UserError(f'config.init_from is {str(path)!r}, and there is no such file. Allowed is a'
-                    ' .npz, .safetensors, .pt or .pth file.')
-  if path.suffix not in ('.npz', '.safetensors', '.pt', '.pth'):
+                    ' .npz, .safetensors, .pt or .pth file, or the folder of a run.')
+  if path.suffix not in SUFFIXES:
     raise UserError(f'config.init_from is {str(path)!r}; allowed is a .npz, .safetensors, .pt or'
-                    ' .pth file.')
+                    ' .pth file, or the folder of a run.')
   if path.suffix.startswith('.pt') and importlib.util.find_spec('torch') is None:
     raise UserError(f'config.init_from is {str(path)!r}, which only torch reads. Install torch, or'
                     ' save the state dict with numpy.savez or safetensors.')
@@ -77,7 +78,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nn.Module,
   left = {name for name in state_dict if not name.endswith('num_batches_tracked')}
   missing, other_shape, variables = [], [], {}
   for name, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items():
-    sources = list(_torch_names(name, leaf.shape, network))
+    sources = list(torch_names(name, leaf.shape, network))
     missing += [source for source in sources if source not in left]
     if missing:
       continue
@@ -105,7 +106,7 @@ def _transposed(tensor):
   return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
-def _torch_names(name: str, shape: tuple[int, ...], network: nn.Module) -> Iterator[str]:
+def torch_names(name: str, shape: tuple[int, ...], network: nn.Module) -> Iterator[str]:
   """Yields PyTorch's name of a tensor of ours, or the names of those that a stack of ours holds."""
   *module, leaf = name.split('/')[1:]
   leaf = _LEAVES[leaf]

@@ -98,6 +98,8 @@ class Output(nn.Module):
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     x = jnp.mean(wide(images), (1, 2))
+    if not self.is_initializing():
+      self.sow('features', 'input', x)  # for who asks for 'features'; no step does
     kernel = self.param('kernel', he_normal, (x.shape[-1], self.classes))
     return x @ kernel + self.param('bias', torch_bias(x.shape[-1]), (self.classes,))[None]
 

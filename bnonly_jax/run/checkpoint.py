@@ -1,4 +1,4 @@
-"""Saving and restoring: the state as training goes, the frozen half of the parameters once a run.
+"""Saving and restoring: the state as training goes; once a run, what of it stays as it is.
 
 Every checkpoint holds a digest of its content. With several processes all of them call these
 functions together, as Orbax wants it; each has the whole state, and the first writes.
@@ -174,6 +174,7 @@ def read(workdir: epath.Path, like: Any, found: list[int]
   Args:
     workdir: the run's.
     like: a state of the same structure, shapes and dtypes; jax.ShapeDtypeStruct will do as leaves.
+      None: whatever is there comes, as dictionaries and lists.
     found: steps, ascending.
 
   Returns:
@@ -191,9 +192,10 @@ def read(workdir: epath.Path, like: Any, found: list[int]
     except Exception as error:  # whatever Orbax and its stores raise at torn files
       damaged.append((step, _first_line(error)))
       continue
-    _require_equal(shapes, _shapes(like), path)
+    if like is not None:
+      _require_equal(shapes, _shapes(like), path)
     try:
-      state = ocp.load(path, _abstract(like))
+      state = _load(path, metadata, like)
       pending = metadata.custom_metadata['pending']
       if _digest(state, pending) == metadata.custom_metadata['sha256']:
         break
@@ -205,19 +207,19 @@ def read(workdir: epath.Path, like: Any, found: list[int]
   return state, pending, damaged
 
 
-def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
-  """Writes the frozen half of the parameters once a run, and from then on returns what was written.
+def keep(path: epath.Path, tree: Any) -> Any:
+  """Writes once a run what stays as it is, and from then on returns what was written.
 
   Args:
-    workdir: the run's.
-    frozen: the frozen half as the config gives it.
+    path: where in the run's folder: frozen/ for the frozen half of the parameters, start/ for the
+      variables of a run that starts from others'.
+    tree: as the config gives it.
 
   Raises:
     UserError: it is of another selection or network, or a tensor has changed since it was written.
   """
-  path = workdir / 'frozen'
-  if not jax.tree.leaves(frozen):
-    return frozen
+  if not jax.tree.leaves(tree):
+    return tree
 
   def there():
     if finished(path):
@@ -227,32 +229,33 @@ def keep_frozen(workdir: epath.Path, frozen: Any) -> Any:
     return False
 
   if processes.on_main(there):
-    return read_frozen(workdir, frozen)
-  values = jax.tree.map(np.asarray, frozen)
+    return read_kept(path, tree)
+  values = jax.tree.map(np.asarray, tree)
   with full_disk.quietly(), full_disk.as_os_error():
     ocp.save(path, values, custom_metadata={'sha256': _digests(values)})
-  return frozen
+  return tree
 
 
-def read_frozen(workdir: epath.Path, like: Any) -> Any:
-  """Reads the frozen half of the parameters, which must be there.
+def read_kept(path: epath.Path, like: Any = None) -> Any:
+  """Reads what `keep` has written, which must be there.
 
   Args:
-    workdir: the run's.
+    path: as for `keep`.
     like: a tree of the same structure, shapes and dtypes; jax.ShapeDtypeStruct will do as leaves.
+      None: whatever is there comes, as dictionaries.
 
   Raises:
-    UserError: as `keep_frozen`.
+    UserError: as `keep`.
   """
-  path = workdir / 'frozen'
   remedy = f'Move {path} away: it is written anew from the config.'
   try:
     metadata, shapes = _metadata(path)
   except Exception as error:
     raise UserError(f'{path} is damaged ({_first_line(error)}). {remedy}') from error
-  _require_equal(shapes, _shapes(like), path)
+  if like is not None:
+    _require_equal(shapes, _shapes(like), path)
   try:
-    values = ocp.load(path, _abstract(like))
+    values = _load(path, metadata, like)
     written = metadata.custom_metadata['sha256']
     changed = [name for name, digest in _digests(values).items() if written.get(name) != digest]
   except Exception as error:
@@ -261,6 +264,11 @@ def read_frozen(workdir: epath.Path, like: Any) -> Any:
     raise UserError(f'{path} is damaged: {", ".join(changed[:5])} changed since it was written.'
                     f' {remedy}')
   return values
+
+
+def _load(path, metadata, like):
+  """NumPy arrays in the structure of `like`, or in that which is there."""
+  return ocp.load(path, _abstract(metadata.metadata if like is None else like))
 
 
 def _metadata(path):

@@ -1,4 +1,4 @@
-"""A full disk is told once, as an OSError, whatever Orbax and its stores make of it."""
+"""A full disk is told once, in one line, whatever Orbax and its stores make of it."""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,6 +6,35 @@ import errno
 import logging
 import os
 import sys
+
+from etils import epath
+
+from bnonly_jax.config import UserError
+
+
+@contextlib.contextmanager
+def told(folder: epath.Path, given: str = '', remedy: str = (
+    'The newest whole checkpoint there stays; make room, and the same command goes on from it.')
+         ) -> Iterator[None]:
+  """Turns an OSError about a folder, such as that of a full disk, and no other, into a UserError.
+
+  Args:
+    folder: that is written into.
+    given: how the user has named it; '' is by --workdir.
+    remedy: what is to be done.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  try:
+    yield
+  except OSError as error:
+    about_it = (str(error.filename).startswith(os.fspath(folder)) if error.filename
+                else error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
+    if not about_it:
+      raise
+    raise UserError(f'{given or f"--workdir={folder}"} cannot be written'
+                    f' ({error.strerror or error}). {remedy}') from error
 
 
 def _is_full(error):

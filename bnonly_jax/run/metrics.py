@@ -1,5 +1,6 @@
 """What a run tells people while it goes on: metrics.jsonl, TensorBoard events, the terminal."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import json
 import math
@@ -67,10 +68,13 @@ class Writer:
   """Appends scalars to workdir/metrics.jsonl and to TensorBoard events in workdir/tensorboard.
 
   Lines after `start_step`, which a killed run may have left, go: they will be written again. The
-  events are written anew from the lines that stay. A number that is not finite becomes null.
+  events are written anew from the lines that stay. A number that is not finite becomes null. Each
+  line that is written is also handed to `on_metrics`, as its step and the rest by name.
   """
 
-  def __init__(self, workdir: epath.Path, start_step: int):
+  def __init__(self, workdir: epath.Path, start_step: int,
+               on_metrics: Callable[[int, dict[str, Any]], None] | None = None):
+    self._on_metrics = on_metrics
     workdir = epath.Path(workdir)
     kept = [line for line in read(workdir) if start_step and line['step'] <= start_step]
     if (workdir / 'tensorboard').exists():
@@ -88,6 +92,8 @@ class Writer:
     line = {'step': step, **{name: _finite(value) for name, value in scalars.items()}}
     self._file.append(_text(line))
     self._add_events(line)
+    if self._on_metrics:
+      self._on_metrics(step, {name: value for name, value in line.items() if name != 'step'})
 
   def flush(self) -> None:
     """Returns when all lines are in the workdir, a bucket too.

@@ -145,6 +145,20 @@ def relus(analysis: dict[str, Any], path: epath.Path, title: str) -> None:
   _save(figure, path)
 
 
+def cka_by_layer(found: dict[str, Any], path: epath.Path) -> None:
+  """Draws how alike the layers of two runs are, of a cka_*.json."""
+  names = [row['layer'] for row in found['layers']]
+  figure, axes = pyplot().subplots(figsize=(_width(names), 5), layout='constrained')
+  axes.plot(range(len(names)), [np.nan if row['cka'] is None else row['cka']
+                                for row in found['layers']], marker='.', color=BLUE)
+  label = lambda run: f'{run["network"]}, training {run["train"]}, seed {run["seed"]}'
+  axes.set(ylabel='linear CKA, test set', ylim=(0, 1.02),
+           title=f'{label(found["run"])} and {label(found["other"])}')
+  axes.grid(alpha=0.3)
+  _layer_axis(axes, names)
+  _save(figure, path)
+
+
 def _layer_axis(axes, names):
   """Names the layers below the axes: all of them, or where there are many the stages' first."""
   stages = [name.split('/')[0] for name in names]

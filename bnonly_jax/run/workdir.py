@@ -4,9 +4,7 @@ A folder can lie in a bucket (gs://): all paths are those of etils.epath.
 """
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 import contextlib
-import errno
 import fcntl
 import importlib.util
 import json
@@ -120,18 +118,24 @@ def _saved(workdir):
              for found in workdir.glob(pattern))
 
 
-def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+def read_config(workdir: epath.Path, given: str = ''
+                ) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
   """Returns the config of the run that a folder holds, and the facts as `check` has them.
+
+  Args:
+    workdir: the folder.
+    given: how the user has named it, for messages; '' is by --workdir.
 
   Raises:
     UserError: the folder holds no run.
   """
+  given = given or f'--workdir={workdir}'
   allowed = ('allowed is the folder of a run, finished or not. Give the --workdir that'
              ' bnonly_jax.main was given.')
   if not workdir.is_dir():
-    raise UserError(f'--workdir={workdir}: there is no such folder; {allowed}')
+    raise UserError(f'{given}: there is no such folder; {allowed}')
   if not (workdir / 'config.json').exists():
-    raise UserError(f'--workdir={workdir} holds no config.json; {allowed}')
+    raise UserError(f'{given}: it holds no config.json; {allowed}')
   config = default_config()
   try:
     facts = read_facts(workdir)
@@ -139,8 +143,8 @@ def read_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, dict[st
       raise ValueError('data.version is missing')
     config.update_from_flattened_dict({name: facts[name] for name in flat(config)})
   except (OSError, ValueError, TypeError) as error:
-    raise UserError(f'--workdir={workdir}: config.json there is not that of a run ({error});'
-                    f' {allowed}') from error
+    raise UserError(f'{given}: config.json there is not that of a run ({error}); {allowed}'
+                    ) from error
   return config, facts
 
 
@@ -183,11 +187,16 @@ def differences(there: dict[str, Any], facts: dict[str, Any], names: Iterable[st
   return differ
 
 
+def holds(workdir: epath.Path, facts: dict[str, Any]) -> bool:
+  """Whether config.json in a folder is that of the run with these facts."""
+  return (workdir / 'config.json').exists() and not differences(read_facts(workdir), facts, facts)
+
+
 def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:
   """Makes the folder, keeps other processes out of it, and writes JSON files there.
 
-  The result of a shorter run becomes result_EPOCHS_epochs.json. The frozen half that an attempt
-  with another config left goes: it is written anew.
+  The result of a shorter run becomes result_EPOCHS_epochs.json. The frozen half and the start that
+  an attempt with another config left go: they are written anew.
 
   Args:
     workdir: the folder.
@@ -205,8 +214,10 @@ def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]
     if (workdir / 'config.json').exists() and 'config.json' in files:
       facts = files['config.json']
       check(workdir, facts)  # again: now no one else can change it
-      if (workdir / 'frozen').exists() and differences(read_facts(workdir), facts, facts):
-        (workdir / 'frozen').rmtree()
+      if not holds(workdir, facts):
+        for name in ('frozen', 'start', 'start.json'):
+          if (workdir / name).exists():
+            (workdir / name).rmtree() if (workdir / name).is_dir() else (workdir / name).unlink()
     result = reading.result(workdir)
     if result:
       (workdir / 'result.json').rename(workdir / f'result_{result["epochs"]}_epochs.json')
@@ -235,25 +246,6 @@ def _lock(workdir, stack):
   file.truncate(0)
   file.write(f'process {os.getpid()} on {platform.node()} since {time.strftime("%F %T")}\n')
   file.flush()
-
-
-@contextlib.contextmanager
-def told_if_full(workdir: epath.Path) -> Iterator[None]:
-  """Turns an OSError about a workdir, and no other, into a UserError.
-
-  Raises:
-    UserError: the workdir cannot be written.
-  """
-  try:
-    yield
-  except OSError as error:
-    about_it = (str(error.filename).startswith(os.fspath(workdir)) if error.filename
-                else error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG))
-    if not about_it:
-      raise
-    raise UserError(f'--workdir={workdir} cannot be written ({error.strerror or error}). The newest'
-                    ' whole checkpoint there stays; make room, and the same command goes on from'
-                    ' it.') from error
 
 
 def is_locked(workdir: epath.Path) -> bool:
@@ -300,13 +292,23 @@ def write_json(file: epath.Path, value: Any) -> None:
 
 
 def write_text(file: epath.Path, text: str) -> None:
-  """Writes text so that at any moment, a power cut too, the file is the old or the new one."""
+  """Writes text as `write_bytes` writes bytes."""
+  write_bytes(file, text.encode())
+
+
+def write_bytes(file: epath.Path, content: bytes) -> None:
+  """Writes a file so that at any moment, a power cut too, it is the old or the new one, whole."""
   if is_remote(file):  # an object of a bucket appears whole
-    file.write_text(text)
+    file.write_bytes(content)
     return
   draft = file.parent / f'.{file.name}'
-  with draft.open('w') as out:
-    out.write(text)
-    out.flush()
-    os.fsync(out.fileno())
-  draft.replace(file)
+  try:
+    with draft.open('wb') as out:
+      out.write(content)
+      out.flush()
+      os.fsync(out.fileno())
+    draft.replace(file)
+  except OSError:
+    with contextlib.suppress(OSError):  # a part of it would take the room that is lacking
+      draft.unlink(missing_ok=True)
+    raise

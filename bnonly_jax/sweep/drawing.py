@@ -2,11 +2,13 @@
 
 import io
 import os
+from typing import Any
 
 from etils import epath
 import ml_collections
 
 from bnonly_jax.config import UserError
+from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
 from bnonly_jax.run import plots
 from bnonly_jax.run import workdir as workdir_lib
@@ -16,6 +18,8 @@ from bnonly_jax.sweep import report
 from bnonly_jax.sweep import rows as rows_lib
 from bnonly_jax.sweep import runs as runs_lib
 from bnonly_jax.sweep import tables
+
+REMEDY = 'What was drawn before is whole; make room, and give the same command again.'
 
 
 def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike
@@ -52,21 +56,26 @@ def draw(config: ml_collections.ConfigDict, workdir: str | os.PathLike
   rows = {panel: rows_lib.rows(config, workdir, panel) for panel in config.panels}
   folder = workdir_lib.path(workdir) / 'figures' / config.name
   workdir_lib.check_folder(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   if unfit:
     metrics.console.print(f'left out: {unfit}')
-  for panel, table in rows.items():
-    figure = panels.figure(config, workdir, panel, table)
-    for kind in ('png', 'svg'):
-      drawing = io.BytesIO()
-      figure.savefig(drawing, format=kind, dpi=150,
-                     metadata={'Date': None} if kind == 'svg' else None)
-      (folder / f'{panel}.{kind}').write_bytes(drawing.getvalue())
-    plots.pyplot().close(figure)
-    (folder / f'{panel}.csv').write_text(tables.csv_text(table))
-    (folder / f'{panel}.md').write_text(tables.markdown(config, panel, table))
-  (folder / 'report.html').write_text(report.html(config, found, folder, rows))
+  with full_disk.told(folder, f'--workdir={workdir}', REMEDY):
+    folder.mkdir(parents=True, exist_ok=True)
+    for panel, table in rows.items():
+      write_figure(panels.figure(config, workdir, panel, table), folder / panel)
+      workdir_lib.write_text(folder / f'{panel}.csv', tables.csv_text(table))
+      workdir_lib.write_text(folder / f'{panel}.md', tables.markdown(config, panel, table))
+    workdir_lib.write_text(folder / 'report.html', report.html(config, found, folder, rows))
   return folder / 'report.html', rows
+
+
+def write_figure(figure: Any, path: epath.Path) -> None:
+  """Writes a figure of matplotlib's as PNG and SVG, to a path without its ending, and closes it."""
+  for kind in ('png', 'svg'):
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=kind, dpi=150,
+                   metadata={'Date': None} if kind == 'svg' else None)
+    workdir_lib.write_bytes(path.with_name(f'{path.name}.{kind}'), drawing.getvalue())
+  plots.pyplot().close(figure)
 
 
 def print_drawn(config: ml_collections.ConfigDict, path: epath.Path,

@@ -26,6 +26,29 @@ def define() -> tuple[flags.FlagHolder, flags.FlagHolder, Callable[[], str]]:
   return config, workdir, wrong
 
 
+def define_figures() -> tuple[flags.FlagHolder, flags.FlagHolder, flags.FlagHolder,
+                              flags.FlagHolder, Callable[[], str]]:
+  """Defines what `define` does, and --runs and --output, between the same."""
+  config, workdir, wrong = define()
+  runs = flags.DEFINE_list(
+      'runs', None, 'Instead of --config and --workdir: folders of any runs, finished or not, whose'
+      ' accuracies are drawn into one figure. --runs A B C or --runs=A,B,C.')
+  output = flags.DEFINE_string(
+      'output', None, 'With --runs: folder that the figure and the table go to.')
+
+  def wrong_here():
+    if output.value and not runs.value:
+      return f'--output={output.value} is of --runs: add --runs A B C, or leave it out.'
+    if not runs.value:
+      return wrong() and f'{wrong()} Or give --output=DIR --runs A B C, the folders of any runs.'
+    if config.value or workdir.value:
+      return '--runs stands instead of --config and --workdir. Leave these out.'
+    return '' if output.value else ('--runs needs --output=DIR, the folder that the figure and the'
+                                    ' table go to.')
+
+  return config, workdir, runs, output, wrong_here
+
+
 def ignored(config: ml_collections.ConfigDict, given: dict[str, Any]) -> str:
   """Says which field given on the command line the points of a sweep would override; '' if none.
 

@@ -70,10 +70,12 @@ def rows(config: ml_collections.ConfigDict, workdir: str | os.PathLike, panel: s
 
 
 def _as_the_paper(config):
-  """Whether the runs differ from the paper's in no more than the scale says."""
+  """Whether the runs differ from the paper's in no more than the scale says, or in JPEG files."""
   recipe = 'imagenet' if config.base.network.startswith('imagenet') else 'cifar10'
   ours, papers = flat(config.base), flat(sweep_config.base(config.scale, recipe))
   free = (*FREE, 'seed', 'replicates')
+  if ours['data.name'] == 'cifar10_jpeg':
+    papers['data.name'] = 'cifar10_jpeg'  # CIFAR-10's images, which captions and docs say
   return config.scale != 'smoke' and all(
       ours[name] == value for name, value in papers.items() if name not in free)
 

@@ -14,6 +14,7 @@ from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.config import validate
 from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.sweep import config as sweep_config
 
@@ -184,27 +185,15 @@ def progress(run: Run) -> Progress:
 
 def _held(run):
   """What the folder of a run holds: its facts, and its result; {} and None of what is not there."""
-  config, result = run.workdir / 'config.json', run.workdir / 'result.json'
-  result = _read(
-      result, ('diverged', 'epochs', 'steps'), 'Delete it, and the next sweep command writes it'
-      ' anew from the run\'s last checkpoint.') if result.exists() else None
+  result = reading.result(run.workdir, 'Delete it, and the next sweep command writes it anew from'
+                          ' the run\'s last checkpoint.')
+  config = run.workdir / 'config.json'
   if not result and not config.exists():
     return {}, None
   # A result counts only beside the config that it is of.
-  there = _read(config, (), f'Move the folder {run.workdir} away, and the next sweep command trains'
-                ' the run anew.')
+  there = reading.values(config, (), f'Move the folder {run.workdir} away, and the next sweep'
+                         ' command trains the run anew.')
   return workdir_lib.current(there), result
-
-
-def _read(file, fields, remedy):
-  try:
-    value = workdir_lib.read_json(file)
-    if not isinstance(value, dict) or not value.keys() >= set(fields):
-      raise ValueError(f'no values by name, or none of {", ".join(fields)}')
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'{file} is damaged or cannot be read ({reason}). {remedy}') from error
-  return value
 
 
 def analyses(run: Run) -> list[dict[str, Any]]:
@@ -215,8 +204,8 @@ def analyses(run: Run) -> list[dict[str, Any]]:
   """
   result = progress(run).result
   files = sorted(run.workdir.glob('analysis*.json')) if result else []
-  found = [_read(file, ('step',), 'Delete it, and the next sweep command analyses the run anew.')
-           for file in files]
+  remedy = 'Delete it, and the next sweep command analyses the run anew.'
+  found = [reading.values(file, ('step',), remedy) for file in files]
   return [one for one in found if one['step'] == result['steps']]
 
 

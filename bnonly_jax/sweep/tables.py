@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import csv
 import io
+from typing import Any
 
 import ml_collections
 
@@ -44,15 +45,23 @@ def cells(config: ml_collections.ConfigDict, panel: str,
 def markdown(config: ml_collections.ConfigDict, panel: str, table: Sequence[rows_lib.Row]) -> str:
   """Returns a panel's table in Markdown."""
   head, lines = cells(config, panel, table)
-  text = [f'{config.title}: {label(panel)}; {source(config)}.', '']
-  text += [f'| {" | ".join(line)} |' for line in (head, ['---'] * len(head), *lines)]
-  return '\n'.join(text) + '\n'
+  return f'{config.title}: {label(panel)}; {source(config)}.\n\n{piped(head, lines)}'
+
+
+def piped(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  """Returns a table in Markdown."""
+  return ''.join(f'| {" | ".join(line)} |\n' for line in (head, ['---'] * len(head), *lines))
 
 
 def csv_text(table: Sequence[rows_lib.Row]) -> str:
   """Returns a table as CSV, all of its numbers in full."""
+  return comma_separated([*rows_lib.Row._fields, 'difference'],
+                         [[*row, row.difference] for row in table])
+
+
+def comma_separated(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+  """Returns a table as CSV."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
-  writer.writerow([*rows_lib.Row._fields, 'difference'])
-  writer.writerows([*row, row.difference] for row in table)
+  writer.writerows([head, *lines])
   return text.getvalue()

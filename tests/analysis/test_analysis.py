@@ -304,18 +304,19 @@ def test_a_run_that_goes_on_elsewhere_or_is_damaged_is_read_as_far_as_it_goes(wo
     for name, value in masks.flatten(loaded.variables['params']).items():
       if loaded.experiment.parameters[name].group == group:
         np.testing.assert_array_equal(masks.flatten(older.variables['params'])[name], value)
-  with pytest.raises(UserError, match='--step=10: that checkpoint is damaged; .* holds 5, 10'):
+  with pytest.raises(UserError, match='checkpoint of step 10 in .* is damaged; there are 5, 10'):
     analysis.load(copy, 10)
 
 
 def write_run(config, folder, value):
   """Writes what a run leaves whose trained parameters have become `value`; returns its start."""
   folder, run = workdir_lib.path(folder), experiment.build(config)
+  folder.mkdir(parents=True, exist_ok=True)
   variables = experiment.draw_variables(run, config.seed)
   state, frozen = experiment.start(run)
   state = state._replace(trainable=jax.tree.map(lambda x: np.full_like(x, value), state.trainable))
   workdir_lib.write_json(folder / 'config.json', {**flat(config), 'data.version': '1.0.0'})
-  checkpoint.keep_frozen(folder, frozen)
+  checkpoint.keep(folder / 'frozen', frozen)
   with checkpoint.open_checkpointer(folder, 1) as checkpointer:
     checkpoint.save(checkpointer, 0, state)
   return variables['params']
@@ -360,7 +361,7 @@ def test_a_wrong_folder_or_step_is_told(workdir, tmp_path):
       (tmp_path / 'no', None, 'there is no such folder; allowed is the folder of a run'),
       (tmp_path / 'thesis.tex', None, 'there is no such folder'),
       (tmp_path, None, 'holds no config.json'),
-      (workdir, 7, '--step=7: .* holds no checkpoint of that step; allowed are 5, 10')):
+      (workdir, 7, 'holds no checkpoint of step 7; allowed are 5, 10')):
     with pytest.raises(UserError, match=message):
       analysis.load(folder, step)
   for content in ('{"name": "eslint"}', '{"epochs": "x", "data.version": "1"}', '[1]', ''):

@@ -9,7 +9,8 @@ from bnonly_jax.data import show
 
 
 def test_a_sheet_of_training_and_one_of_evaluation_images(data_dir, tmp_path):
-  config = data_config('digits', data_dir, mean=(0.5,), std=(0.25,))
+  config = data_config('digits', data_dir, mean=(0.5,), std=(0.25,),
+                       augment='flip,randaugment,cutout=2,mixup')
   for path in show.show(config, tmp_path / 'out'):
     pixels = np.asarray(Image.open(path).convert('L'))
     assert path.name in ('train.png', 'eval.png') and pixels.shape[0] > 1000

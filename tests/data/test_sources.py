@@ -14,6 +14,7 @@ import pytest
 from bnonly_jax import data
 from bnonly_jax import train
 from bnonly_jax.config import UserError
+from bnonly_jax.data import augment
 from bnonly_jax.data import batches
 from bnonly_jax.data import decode
 from bnonly_jax.data import device
@@ -100,7 +101,7 @@ def test_the_step_sees_the_same_images_on_any_number_of_devices(folder, way):
       whole = train_set and jax.tree.map(jnp.asarray, train_set)
       images, labels = device.look_up(whole, batch, info.image_shape)
       positions = jax.lax.axis_index('batch') * len(labels) + jnp.arange(len(labels))
-      return device.crop_and_flip(images, 0, step, positions, 2, True), labels
+      return augment.crop_and_flip(images, 0, step, positions, 2, True), labels
 
     step = jax.pmap(augmented, axis_name='batch', in_axes=(0, None))
     sent = device.send_ahead(source.train_batches(0), jax.devices()[:devices])

@@ -124,7 +124,7 @@ def names_and_arrays(network, shapes):
   for name, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items():
     shape = leaf.shape[1:] if '_stack/' in name else leaf.shape
     order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(shape)]
-    for source in from_torch._torch_names(name, leaf.shape, network):
+    for source in from_torch.torch_names(name, leaf.shape, network):
       state_dict[source] = rng.random([shape[i] for i in order], np.float32)
   return state_dict
 

@@ -1,5 +1,7 @@
 """Blocks against flax.linen.BatchNorm and lax's convolution under plain autodiff, in float64."""
 
+import functools
+
 import flax.linen as nn
 import jax
 from jax import lax
@@ -91,3 +93,35 @@ def test_a_block_and_its_gradients_are_exact(kind, stride, train, devices, sync)
   for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(gradients)[0],
                           jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * scale, err_msg=str(path))
+
+
+class Stage(nn.Module):
+  """Three equal blocks."""
+  style: layers.Style
+
+  @nn.compact
+  def __call__(self, x):
+    return layers.stage(x, 'stage1', layers.BasicBlock, 3, 4, layers.parts(self.style, True), 1,
+                        self.style)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu', 'tpu'])
+def test_unrolled_stacks_are_those_in_loops_to_rounding(backend):
+  images = np.random.default_rng(0).normal(size=(2, 4, 4, 4))
+  stages = [Stage(layers.Style(backend=backend, unroll=unroll)) for unroll in (1, 2, 0)]
+  variables = jax.tree.map(jnp.float64, stages[0].init(jax.random.key(0), images))
+
+  def loss(stage, params):
+    y, updated = stage.apply({**variables, 'params': params}, images, mutable=['batch_stats'])
+    return jnp.sum(y ** 2), updated
+
+  found, loops = [], []
+  for stage in stages:
+    step = jax.jit(jax.value_and_grad(functools.partial(loss, stage), has_aux=True)).lower(
+        variables['params'])
+    loops.append(step.as_text().count('stablehlo.while'))
+    found.append(step.compile()(variables['params']))
+  assert loops == [2, 2, 0]
+  for other in found[1:]:
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9),
+                 found[0], other)

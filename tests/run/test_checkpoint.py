@@ -19,7 +19,7 @@ def saved(workdir, setup, number_of_steps=1):
   with checkpoint.open_checkpointer(workdir, 2) as checkpointer:
     for step in range(1, number_of_steps + 1):
       assert checkpoint.save(checkpointer, step, state, PENDING)
-  checkpoint.keep_frozen(workdir, setup.frozen)
+  checkpoint.keep(workdir / 'frozen', setup.frozen)
   return state
 
 
@@ -31,7 +31,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, selection, chosen):
   restored, pending, damage = checkpoint.restore(tmp_path, setup.state)
   assert pending == PENDING and damage == []
   zeros = jax.tree.map(np.zeros_like, setup.frozen)
-  frozen = checkpoint.keep_frozen(tmp_path, zeros)
+  frozen = checkpoint.keep(tmp_path / 'frozen', zeros)
   for have, want in ((restored, state), (frozen, setup.frozen)):
     assert jax.tree.structure(have) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
@@ -65,8 +65,8 @@ def test_another_selection_is_refused_with_names_and_counts_of_both(tmp_path, th
   # By name, the first of those that differ: alphabetically the optimizer's.
   assert 'inner_state/1/0/trace/' in str(error.value)
   with pytest.raises(UserError, match='frozen holds another selection or network'):
-    checkpoint.keep_frozen(tmp_path, masks.partition(second.variables['params'],
-                                                     masks.make_mask('gamma', PARAMETERS))[0])
+    checkpoint.keep(tmp_path / 'frozen', masks.partition(
+        second.variables['params'], masks.make_mask('gamma', PARAMETERS))[0])
 
 
 PARAMETERS = conftest.make_setup('batchnorm').experiment.parameters
@@ -146,23 +146,23 @@ def test_all_checkpoints_damaged_means_from_the_start(tmp_path):
 @pytest.mark.parametrize('damage', ['flipped', 'empty files', 'no metadata'])
 def test_a_damaged_frozen_half_is_refused(tmp_path, damage):
   setup = conftest.make_setup('batchnorm')
-  checkpoint.keep_frozen(tmp_path, setup.frozen)
-  checkpoint.keep_frozen(tmp_path, setup.frozen)
+  checkpoint.keep(tmp_path / 'frozen', setup.frozen)
+  checkpoint.keep(tmp_path / 'frozen', setup.frozen)
   DAMAGE[damage](tmp_path / 'frozen')
   with pytest.raises(UserError, match=r'frozen is damaged.*Move .*/frozen away'):
-    checkpoint.keep_frozen(tmp_path, setup.frozen)
+    checkpoint.keep(tmp_path / 'frozen', setup.frozen)
 
 
 def test_a_changed_frozen_tensor_is_named(tmp_path):
   setup = conftest.make_setup('batchnorm')
-  checkpoint.keep_frozen(tmp_path, setup.frozen)
+  checkpoint.keep(tmp_path / 'frozen', setup.frozen)
   path = tmp_path / 'frozen/_CHECKPOINT_METADATA'
   digest = checkpoint._digests(setup.frozen)['stem_conv/kernel']
   text = path.read_text()
   assert digest in text
   path.write_text(text.replace(digest, '0' * 64))
   with pytest.raises(UserError, match='frozen is damaged: stem_conv/kernel changed'):
-    checkpoint.keep_frozen(tmp_path, setup.frozen)
+    checkpoint.keep(tmp_path / 'frozen', setup.frozen)
 
 
 @pytest.fixture
@@ -194,9 +194,10 @@ def test_in_a_bucket_a_frozen_half_that_was_cut_off_is_written_again(tmp_path, b
 
   with monkeypatch.context() as patch, pytest.raises(conftest.Killed):
     patch.setattr(bucket, 'finalize', killed)
-    checkpoint.keep_frozen(epath.Path(tmp_path), setup.frozen)
+    checkpoint.keep(epath.Path(tmp_path) / 'frozen', setup.frozen)
   assert list((tmp_path / 'frozen').iterdir())
-  checkpoint.keep_frozen(epath.Path(tmp_path), setup.frozen)
-  kept = checkpoint.keep_frozen(epath.Path(tmp_path), jax.tree.map(np.zeros_like, setup.frozen))
+  checkpoint.keep(epath.Path(tmp_path) / 'frozen', setup.frozen)
+  zeros = jax.tree.map(np.zeros_like, setup.frozen)
+  kept = checkpoint.keep(epath.Path(tmp_path) / 'frozen', zeros)
   for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(setup.frozen), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -91,10 +91,10 @@ def test_another_experiment_begun_since_the_check_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('name, text, message', [
-    ('result.json', '{"diverged": fal', r'result.json is damaged \(Expect.*move it away'),
-    ('result.json', 'null', 'result.json is damaged .that is no result of a run'),
-    ('result.json', '{"epochs": 3}', 'result.json is damaged .that is no result of a run'),
-    ('metrics.jsonl', '{"st\n{"step": 0}\n', r'metrics.jsonl is damaged \(line 1: '),
+    ('result.json', '{"diverged": fal', r'result.json is damaged or .* \(Expect.*move it away'),
+    ('result.json', 'null', 'result.json is damaged .*it holds no values by name'),
+    ('result.json', '{"epochs": 3}', 'result.json .*it has no diverged, steps, test_accuracy'),
+    ('metrics.jsonl', '{"st\n{"step": 0}\n', r'metrics.jsonl is damaged .*\(line 1: '),
     ('config.json', '{"epochs": 16', 'config.json there is not that of a run .Expecting'),
     ('config.json', '{"epochs": null}', 'config.json there is not that of a run')])
 def test_a_damaged_file_is_one_line_and_stays(tmp_path, name, text, message):

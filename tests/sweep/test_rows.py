@@ -76,6 +76,12 @@ def test_the_papers_values_stand_beside_its_own_setting_only(tmp_path):
   config = make()
   config.base.data.name = 'svhn_cropped'
   assert published(config) == {None}
+  config = make(scale='paper')
+  assert 47.8 in published(config)
+  config.base.data.name = 'cifar10_jpeg'  # CIFAR-10's images, as captions say
+  assert 47.8 in published(config)
+  config.base.epochs = 80
+  assert published(config) == {None}
 
 
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path):

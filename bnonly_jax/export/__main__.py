@@ -1,0 +1,65 @@
+r"""Writes the trained network of a run as a file.
+
+  python -m bnonly_jax.export seed --workdir=DIR --output=net.bnonly [--dtype=bfloat16]
+      [--include_frozen]
+  python -m bnonly_jax.export torch --workdir=DIR --output=net.safetensors
+  python -m bnonly_jax.export compact --workdir=DIR --output=net.compact [--threshold=0.01]
+  python -m bnonly_jax.export onnx --workdir=DIR --output=net.onnx [--threshold=T]
+  python -m bnonly_jax.export stablehlo --workdir=DIR --output=net.stablehlo [--threshold=T]
+
+seed: what trained and the seed of all that did not; `bnonly_jax.load` reads it.
+torch: PyTorch's names, those of open_lth (CIFAR) or torchvision (ImageNet).
+compact: BatchNorm folded into the convolutions, and the features whose abs(gamma) is below
+  --threshold removed; prints parameters, FLOPs, time and accuracy by threshold.
+onnx: for ONNX Runtime and others; checked against ONNX Runtime. It needs pip install -e '.[onnx]'.
+stablehlo: one program for CPUs, NVIDIA GPUs and TPUs, as jax.export writes it.
+
+onnx and stablehlo take uint8 images, normalise them themselves, and hold the names of the classes;
+they write the network as it is, or with --threshold=T the compact one. docs/export.md says more.
+"""
+
+from absl import flags
+
+from bnonly_jax import command_line
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run, finished or not.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The file to write.')
+_STEP = flags.DEFINE_integer('step', None, 'Whose checkpoint to take; default: the newest.')
+_REPLICATE = flags.DEFINE_integer('replicate', 0, 'Which one of a run of several, from 0.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', '', 'Folder of the prepared data sets; default: where they were in training.')
+_DTYPE = flags.DEFINE_enum(
+    'dtype', 'float32', ['float32', 'bfloat16'],
+    'seed: of the numbers in the file; with bfloat16 the accuracy before and after is printed.')
+_INCLUDE_FROZEN = flags.DEFINE_bool(
+    'include_frozen', False, 'seed: put what is frozen into the file, too.')
+_THRESHOLD = flags.DEFINE_float(
+    'threshold', None, 'compact, onnx, stablehlo: remove features with a smaller abs(gamma);'
+    ' compact without it: 0.01.', lower_bound=0)
+
+
+def main(topic: str) -> None:
+  # Here, so that a mistake in the flags is told at once.
+  from bnonly_jax.export import compact
+  from bnonly_jax.export import onnx_file
+  from bnonly_jax.export import seed
+  from bnonly_jax.export import stablehlo
+  from bnonly_jax.export import torch_names
+  run = (_WORKDIR.value, _OUTPUT.value, _STEP.value, _DATA_DIR.value, _REPLICATE.value)
+  if topic == 'seed':
+    seed.export(*run, _DTYPE.value, _INCLUDE_FROZEN.value)
+  elif topic == 'torch':
+    torch_names.export(*run)
+  elif topic == 'compact':
+    compact.export(*run, 0.01 if _THRESHOLD.value is None else _THRESHOLD.value)
+  elif topic == 'onnx':
+    onnx_file.export(*run, _THRESHOLD.value)
+  else:
+    stablehlo.export(*run, _THRESHOLD.value)
+
+
+if __name__ == '__main__':
+  command_line.run(
+      main, lambda: '' if _WORKDIR.value and _OUTPUT.value else
+      '--workdir=DIR, the folder of a run, and --output=FILE are both needed, or --help.',
+      topics=('seed', 'torch', 'compact', 'onnx', 'stablehlo'))

@@ -1,0 +1,1 @@
+"""Says which classes a trained network finds in image files."""
