@@ -41,10 +41,12 @@ _THRESHOLD = flags.DEFINE_float(
 def main(topic: str) -> None:
   # Here, so that a mistake in the flags is told at once.
   from bnonly_jax.export import compact
+  from bnonly_jax.export import network
   from bnonly_jax.export import onnx_file
   from bnonly_jax.export import seed
   from bnonly_jax.export import stablehlo
   from bnonly_jax.export import torch_names
+  network.check_output(_OUTPUT.value)
   run = (_WORKDIR.value, _OUTPUT.value, _STEP.value, _DATA_DIR.value, _REPLICATE.value)
   if topic == 'seed':
     seed.export(*run, _DTYPE.value, _INCLUDE_FROZEN.value)

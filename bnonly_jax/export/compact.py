@@ -144,4 +144,5 @@ def export(workdir: str, output: str, step: int | None = None, data_dir: str = '
   metrics.print_columns(('threshold', 'numbers', 'FLOPs', 'ms an image', 'test accuracy'), rows)
   size = pathlib.Path(output).expanduser().stat().st_size
   metrics.console.print(f'{output}: {size:,} bytes, threshold {threshold:g}; ms an image: the'
-                        f' fastest of {_CALLS} batches of {_BATCH} on {jax.devices()[0].device_kind}')
+                        f' fastest of {_CALLS} batches of {_BATCH} on'
+                        f' {jax.devices()[0].device_kind}')

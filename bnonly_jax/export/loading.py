@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 import re
-from typing import Any
 
 import flax.traverse_util
 import jax
@@ -22,7 +21,6 @@ from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax.config import default_config
-from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.export import seed as seed_lib
 from bnonly_jax.export.network import Trained

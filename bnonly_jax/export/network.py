@@ -1,13 +1,16 @@
 """A trained network with all that it takes to classify an image, wherever it comes from."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
+import os
 import pathlib
 from typing import Any
 from typing import NamedTuple
 
 import jax
 import ml_collections
+import safetensors
 
 from bnonly_jax import analysis
 from bnonly_jax import data
@@ -63,24 +66,34 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
           'std': list(trained.preparation.std), 'of': 'pixels / 255'}
 
 
+def check_output(output: str | pathlib.Path) -> pathlib.Path:
+  """Returns the path of a file to write, so that one that cannot be is told before all work.
+
+  Raises:
+    UserError: it is a folder, or its folder is not there or cannot be written.
+  """
+  path = pathlib.Path(output).expanduser()
+  if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    raise UserError(f'--output={output} cannot be written; allowed is a file in a folder that there'
+                    ' is, and that is yours. Make the folder, or choose another --output.')
+  return path
+
+
 @contextlib.contextmanager
-def written(path: str | pathlib.Path):
+def written(output: str | pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives the path to write a file to, which gets its name when it is whole.
 
   Raises:
     UserError: it cannot be written.
   """
-  path = pathlib.Path(path).expanduser()
+  path = check_output(output)
   draft = path.with_name(f'.{path.name}.part')
   try:
-    if path.is_dir():
-      raise IsADirectoryError(f'{path} is a folder')
     yield draft
     draft.chmod(0o644)  # safetensors leaves files that only their owner reads
     draft.replace(path)
-  except OSError as error:
-    raise UserError(f'--output={path} cannot be written ({error.strerror or error}); allowed is a'
-                    ' file in a folder that there is. Choose another --output.') from error
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(f'--output={path} cannot be written ({error}). Make room, or choose another'
+                    ' --output.') from error
   finally:
-    with contextlib.suppress(OSError):
-      draft.unlink(missing_ok=True)
+    draft.unlink(missing_ok=True)

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 from test_train import tiny_config
 
+from bnonly_jax import analysis
 from bnonly_jax import data
 from bnonly_jax import experiment
+from bnonly_jax import masks
 from bnonly_jax import train
 from bnonly_jax.config import default_config
 from bnonly_jax.export import network
@@ -17,10 +19,27 @@ from bnonly_jax.export.network import Trained
 
 @functools.cache
 def trained_run(data_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of a run of a ResNet-14, whose stages have stacks."""
+  """Returns the folder of a run of a ResNet-8."""
   folder = data_dir.parent / f'{data_dir.name}_export'
-  train.train_and_evaluate(tiny_config(data_dir, network='cifar_resnet14', epochs=1), folder)
+  train.train_and_evaluate(tiny_config(data_dir, epochs=1), folder)
   return folder
+
+
+def run_without_training(selection: str, folder: pathlib.Path, name: str = 'cifar_resnet8',
+                         seed: int = 0) -> analysis.Loaded:
+  """Returns what `analysis.load` would of a run whose trained weights are a little off their start.
+
+  No run, no compilation.
+  """
+  config = default_config()
+  config.update(network=name, train=selection, seed=seed)
+  info = data.Info(None, '', (32, 32, 3), (32, 32, 3), tuple('0123456789'), 50_000, 10_000, 'test')
+  run = experiment.build(config, info, jax.devices()[:1])
+  variables = experiment.draw_variables(run, seed)
+  mask = masks.make_mask(selection, variables['params'], seed)
+  trainable, frozen = masks.partition(variables['params'], mask)
+  params = masks.merge(jax.tree.map(lambda x: x + np.float32(0.1), trainable), frozen)
+  return analysis.Loaded(folder, config, run, 7, {**variables, 'params': jax.device_get(params)})
 
 
 @functools.cache

@@ -16,16 +16,13 @@ import safetensors
 
 import bnonly_jax
 from bnonly_jax import analysis
-from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import masks
-from bnonly_jax import train
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.export import loading
 from bnonly_jax.export import network
 from bnonly_jax.export import seed
-from test_train import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -75,7 +72,8 @@ def test_the_logits_are_the_runs_bit_for_bit(loaded, file):
 
 
 def test_only_what_trained_is_in_the_file(loaded, file):
-  trained = sum(leaf.size for name, leaf in masks.flatten(loaded.variables).items() if 'norm' in name)
+  trained = sum(leaf.size for name, leaf in masks.flatten(loaded.variables).items()
+                if 'norm' in name)
   with safetensors.safe_open(file, 'numpy') as opened:
     names = set(opened.keys())
   assert not any('conv/' in name or 'conv1' in name or 'output' in name for name in names)
@@ -84,10 +82,8 @@ def test_only_what_trained_is_in_the_file(loaded, file):
 
 @pytest.mark.parametrize('selection', ['random:2', 'output+gamma', '[["conv1", true], ["", false]]',
                                        'all', 'nothing'])
-def test_whatever_trained(data_dir, tmp_path, selection):
-  config = tiny_config(data_dir, epochs=1, train=selection, seed=3)
-  train.train_and_evaluate(config, tmp_path / 'run')
-  run = analysis.load(tmp_path / 'run')
+def test_whatever_trained(tmp_path, selection):
+  run = networks.run_without_training(selection, tmp_path, seed=3)
   seed.write(run, tmp_path / 'net.bnonly')
   equal(bnonly_jax.load(tmp_path / 'net.bnonly').variables, run.variables)
   seed.write(run, tmp_path / 'all.bnonly', include_frozen=True)
@@ -125,7 +121,7 @@ def test_a_frozen_tensor_that_is_drawn_otherwise_is_named(loaded, file, monkeypa
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda r: r['config'].update(network='cifar_resnet866x99'), 'numbers; allowed are 100,000,000'),
+    (lambda r: r['config'].update(network='cifar_resnet866x99'), 'allowed are 100,000,000'),
     (lambda r: r['config'].update(network='cifar_resnet999998x999'), 'numbers; allowed are'),
     (lambda r: r['config'].update(network='cifar_resnet99999999998'), 'is none'),
     (lambda r: r['config'].update(network='os:system'), 'trust_code=True'),
@@ -163,13 +159,22 @@ def test_paths_stay_at_home():
 
 
 def test_what_is_no_file_of_ours_is_an_error(tmp_path):
-  for name, content in (('empty', b''), ('text', b'hello world, this is text'), ('zeros', bytes(99))):
+  for name, content in (('empty', b''), ('text', b'hello world, text'), ('zeros', bytes(99))):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f'{name}: it does not begin'):
       bnonly_jax.load(tmp_path / name)
   for name in ('nothing', '.'):
     with pytest.raises(UserError, match='no such file'):
       bnonly_jax.load(tmp_path / name)
+
+
+def test_what_cannot_be_written_is_told_at_once(tmp_path):
+  for output in (tmp_path, tmp_path / 'nowhere/net.bnonly'):
+    done = subprocess.run(
+        [sys.executable, '-m', 'bnonly_jax.export', 'seed', '--workdir=x', f'--output={output}'],
+        capture_output=True, text=True, check=False, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 1 and f'--output={output} cannot be written' in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_damaged_files_are_refused_or_right(file, tmp_path):
@@ -190,11 +195,7 @@ def test_ten_thousand_damaged_files_are_refused_or_right(file, tmp_path):
 
 
 def test_a_resnet_866_is_small(tmp_path):
-  config = default_config()
-  config.update(network='cifar_resnet866')
-  info = data.Info(None, '', (32, 32, 3), (32, 32, 3), tuple('0123456789'), 50_000, 10_000, 'test')
-  run = experiment.build(config, info, jax.devices()[:1])
-  loaded = analysis.Loaded(tmp_path, config, run, 0, experiment.draw_variables(run, 0))
+  loaded = networks.run_without_training('batchnorm', tmp_path, 'cifar_resnet866')
   numbers = sum(leaf.size for name, leaf in masks.flatten(loaded.variables).items()
                 if 'norm' in name)
   for dtype, size in (('float32', 4), ('bfloat16', 2)):
