@@ -65,10 +65,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   # 1. All that can be wrong is found before anything is written or compiled.
   workdir = workdir_lib.path(workdir)
   metrics.console.quiet = not processes.is_main()
-  info, given = None, None
-  if train_set is not None or test_set is not None:
-    info, given = arrays.given(train_set, test_set)
-    config = arrays.named(config, info)
+  config, info, given = arrays.instead(config, train_set, test_set)
   run = experiment.build(config, info)
   facts = {**config_lib.flat(config), 'data.version': run.info.version}
   processes.require_equal('config', facts)
@@ -87,13 +84,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
                     ' Leave one of them out.')
 
   # 2. The run becomes the workdir's, says what trains, trains, and concludes.
-  table = masks.table(run.parameters, run.mask)
   with contextlib.ExitStack() as lock:
-    processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
-        'config.json': facts, 'parameters.json': masks.as_json(table),
-        **({'start.json': origin.record} if origin.record else {})}))
-    processes.require_shared(workdir)
-    _introduce(run, table, origin)
+    _claim(run, workdir, lock, facts, origin)
     with full_disk.told(workdir):
       origin_lib.keep(workdir, origin)
       source = experiment.open_source(run, given)
@@ -106,8 +98,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   return result
 
 
-def _introduce(run: Experiment, table: list[masks.GroupRow], origin: origin_lib.Origin) -> None:
-  """Prints what is trained on what, from which start, and the table of what trains."""
+def _claim(run: Experiment, workdir: epath.Path, lock: contextlib.ExitStack, facts: dict[str, Any],
+           origin: origin_lib.Origin) -> None:
+  """Makes the workdir the run's, and prints what is trained on what, from which start."""
+  table = masks.table(run.parameters, run.mask)
+  processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
+      'config.json': facts, 'parameters.json': masks.as_json(table),
+      **({'start.json': origin.record} if origin.record else {})}))
+  processes.require_shared(workdir)
   config, devices = run.config, run.target.devices
   seeds = f'seed {config.seed}' if config.replicates == 1 else (
       f'seeds {config.seed} to {run.seeds[-1]}')

@@ -49,6 +49,20 @@ def given(train_set: tuple[Any, Any], test_set: tuple[Any, Any]
               len(train.labels), len(test.labels), 'test'), splits
 
 
+def instead(config: ml_collections.ConfigDict, train_set: tuple[Any, Any] | None,
+            test_set: tuple[Any, Any] | None
+            ) -> tuple[ml_collections.ConfigDict, Info | None, dict[str, Images] | None]:
+  """Returns a run's config, info and splits if arrays are given; else the config and None twice.
+
+  Raises:
+    UserError: as `given` and `named`.
+  """
+  if train_set is None and test_set is None:
+    return config, None, None
+  info, splits = given(train_set, test_set)
+  return named(config, info), info, splits
+
+
 def named(config: ml_collections.ConfigDict, info: Info) -> ml_collections.ConfigDict:
   """Returns the config of a run on given arrays.
 

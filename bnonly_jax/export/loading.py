@@ -185,7 +185,7 @@ def _check_sizes(file, recipe, run, max_parameters):
 
 
 def _random_mask(recipe, parameters):
-  """Returns which weights random:K or a place chose. Rules choose whole tensors, and are not evaluated."""
+  """Returns which weights random:K or a place chose. Rules from a file are not evaluated."""
   train = recipe['config'].get('train')
   if not isinstance(train, str) or not re.fullmatch(r'[\w:+\-@/ ]{1,200}', train):
     raise _Wrong('its recipe does not say which weights trained')

@@ -36,8 +36,8 @@ FORMAT = 1
 # such a start is not to be had from the seed.
 OF_TRAINING = ('epochs', 'batch_size', 'batchnorm_images', 'remat', 'replicates', 'init_from',
                'data.subsample', 'data.random_labels', 'data.bad_images', 'data.test_split',
-               'data.pad', 'data.flip', 'data.crop_area', 'data.crop_ratio',
-               'data.resident_limit')
+               'data.pad', 'data.flip', 'data.augment', 'data.crop_area',
+               'data.crop_ratio', 'data.resident_limit', 'label_smoothing')
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
 
