@@ -148,8 +148,8 @@ def _train(run: Experiment, workdir: epath.Path, source: data.Source, state: ste
                          pending)
   traced = trace.Trace(workdir / 'profile' if profile and processes.is_main() else None,
                        start_step)
-  calls = agenda.calls(start_step, run.steps_a_call,
-                       (start_step + trace.STEPS.start, start_step + trace.STEPS.stop) if profile else ())
+  ends = (trace.STEPS.start, trace.STEPS.stop) if profile else ()
+  calls = agenda.calls(start_step, run.steps_a_call, tuple(start_step + end for end in ends))
   with contextlib.ExitStack() as opened:
     stop = opened.enter_context(signals.watch())
     saver = opened.enter_context(checkpoint.open_saver(

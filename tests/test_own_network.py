@@ -222,7 +222,7 @@ def test_a_function_in_a_module_is_a_network_and_others_are_not(monkeypatch, tmp
     with pytest.raises(UserError, match='allowed is a function that stands by its name'):
       own_lib.name_of(other)
   config = tiny_config(tmp_path, network='nonsense', norm='group')
-  with pytest.raises(UserError, match='with a network of one.s own, which says itself how it computes'):
+  with pytest.raises(UserError, match='with a network of one.s own, which says itself how'):
     train.train_and_evaluate(config, tmp_path / 'run', network=make)
 
 
