@@ -1,1 +1,1 @@
-"""Trained networks as files: from the seed, under PyTorch's names, compact, ONNX, StableHLO."""
+"""Trained networks as files: from the seed, under PyTorch's names, compact, ONNX, StableHLO, a page."""
