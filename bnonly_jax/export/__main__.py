@@ -24,6 +24,8 @@ onnx and stablehlo take uint8 images, normalise them themselves, and hold the na
 they write the network as it is, or with --threshold=T the compact one. docs/export.md says more.
 """
 
+import pathlib
+
 from absl import flags
 
 from bnonly_jax import command_line
@@ -69,6 +71,9 @@ def main(topic: str) -> None:
   from bnonly_jax.export import torch_names
   if _NETWORK.value and topic == 'seed':
     raise UserError(f'--network={_NETWORK.value} is what seed writes; seed takes --workdir=DIR.')
+  if _NETWORK.value and not pathlib.Path(_NETWORK.value).expanduser().is_file():
+    raise UserError(f'--network={_NETWORK.value}: there is no such file; allowed is one that seed'
+                    ' has written. The folder of a run is --workdir=DIR.')
   network.check_output(_OUTPUT.value)
   run = (_WORKDIR.value or _NETWORK.value, _OUTPUT.value, _STEP.value, _DATA_DIR.value,
          _REPLICATE.value)

@@ -137,8 +137,8 @@ def export(source: str, output: str, step: int | None = None, data_dir: str = ''
     threshold: of `compact.compact`; None: the whole network.
 
   Raises:
-    UserError: as `loading.open_network` and `compact.compact`; onnx or onnxruntime is missing; the file
-      cannot be written.
+    UserError: as `loading.open_network` and `compact.compact`; onnx or onnxruntime is missing;
+      the file cannot be written.
   """
   missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
   if missing:
