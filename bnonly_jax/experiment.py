@@ -131,6 +131,11 @@ def _check(config, info, devices):
   for field, choices in (('norm', models.NORMS), ('weight_start', models.WEIGHT_STARTS),
                          ('norm_start', models.NORM_STARTS)):
     require(field, ', '.join(choices), config[field] in choices)
+  if models.is_own(config.network):
+    for field, only in (('norm', 'batch'), ('remat', 'none'), ('unroll', 0),
+                        ('batchnorm_images', 0)):
+      require(field, f"{only} with a network of one's own, which says itself how it computes",
+              config[field] == only)
   for field in ('replicates', 'steps_per_call'):
     require(field, '1 where the data are streamed',
             config[field] == 1 or resident.is_resident(config, info))
@@ -144,6 +149,9 @@ def _build(fields, info, target):
   statistics = batchnorm_statistics(config, len(target.devices))
   network = models.create(config.network, info.classes, models.Style(
       config.norm, statistics, config.remat == 'block', target.backend, config.unroll))
+  if models.is_own(config.network):
+    models.check_own(network, config.network, info.image_shape, info.classes, config.compute_dtype,
+                     steps.AXIS)
   shapes, parameters = models.look(network, info.image_shape)
   mask = masks.make_mask(config.train, parameters)
   steps_per_epoch = info.train_images // config.batch_size

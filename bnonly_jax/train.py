@@ -23,6 +23,7 @@ from bnonly_jax.data import arrays
 from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.experiment import Experiment
+from bnonly_jax.models import own
 from bnonly_jax.run import checkpoint
 from bnonly_jax.run import full_disk
 from bnonly_jax.run import metrics
@@ -31,15 +32,15 @@ from bnonly_jax.run import plots
 from bnonly_jax.run import processes
 from bnonly_jax.run import result as result_lib
 from bnonly_jax.run import signals
+from bnonly_jax.run import trace
 from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.run.agenda import Agenda
-from bnonly_jax.run.trace import STEPS as TRACED
-from bnonly_jax.run.trace import Trace
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
                        profile: bool = False,
                        on_metrics: Callable[[int, dict[str, Any]], None] | None = None,
+                       network: Callable[..., Any] | None = None,
                        train_set: tuple[Any, Any] | None = None,
                        test_set: tuple[Any, Any] | None = None) -> dict[str, Any]:
   """Trains what the config selects, or goes on with the run that the workdir holds.
@@ -50,6 +51,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     profile: whether to write a trace of some steps (`trace.STEPS`) into workdir/profile.
     on_metrics: called in the main process with the step and the values of each line of
       metrics.jsonl, once it is written.
+    network: make(classes=...), in place of config.network: docs/networks.md says what it must do.
     train_set: images, uint8 [N, H, W, C], and labels, whole numbers [N] from 0, instead of the data
       set that config.data.name says. In several processes all give the same.
     test_set: with train_set.
@@ -65,7 +67,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   # 1. All that can be wrong is found before anything is written or compiled.
   workdir = workdir_lib.path(workdir)
   metrics.console.quiet = not processes.is_main()
-  config, info, given = arrays.instead(config, train_set, test_set)
+  config, info, given = arrays.instead(own.instead(config, network), train_set, test_set)
   run = experiment.build(config, info)
   facts = {**config_lib.flat(config), 'data.version': run.info.version}
   processes.require_equal('config', facts)
@@ -79,9 +81,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   start_gammas = plots.gammas(run.parameters, state.trainable, frozen)
   if config.data.name == 'digits':
     prepare.prepare('digits', config.data.dir)
-  if profile and workdir_lib.is_remote(workdir):
-    raise UserError(f'--profile with --workdir={workdir}: traces are written to local folders only.'
-                    ' Leave one of them out.')
+  if profile:
+    trace.require_local(workdir)
 
   # 2. The run becomes the workdir's, says what trains, trains, and concludes.
   with contextlib.ExitStack() as lock:
@@ -145,18 +146,19 @@ def _train(run: Experiment, workdir: epath.Path, source: data.Source, state: ste
   log = metrics.TrainLog(writer, run.total_steps, run.steps_per_epoch,
                          config.batch_size * config.replicates, config.log_every, start_step,
                          pending)
-  trace = Trace(workdir / 'profile' if profile and processes.is_main() else None, start_step)
-  calls = agenda.calls(start_step, run.steps_a_call,
-                       (start_step + TRACED.start, start_step + TRACED.stop) if profile else ())
+  traced = trace.Trace(workdir / 'profile' if profile and processes.is_main() else None,
+                       start_step)
+  ends = (trace.STEPS.start, trace.STEPS.stop) if profile else ()
+  calls = agenda.calls(start_step, run.steps_a_call, tuple(start_step + end for end in ends))
   with contextlib.ExitStack() as opened:
     stop = opened.enter_context(signals.watch())
     saver = opened.enter_context(checkpoint.open_saver(
         workdir, start_step, config.checkpoint_keep,
         config.checkpoint_keep_every * run.steps_per_epoch))
     batches = device.send_ahead(_batches(source, calls, start_step), local)
-    for thing in (log, batches, trace, *([writer] if writer else [])):
+    for thing in (log, batches, traced, *([writer] if writer else [])):
       opened.enter_context(contextlib.closing(thing))
-    tools = Tools(source, agenda, log, writer, saver, stop, trace)
+    tools = Tools(source, agenda, log, writer, saver, stop, traced)
     if agenda.evaluation(start_step) and not processes.on_main(
         lambda: metrics.evaluated(workdir, start_step)):
       _evaluate(run, tools, state, placed, start_step)
@@ -171,7 +173,7 @@ class Tools(NamedTuple):
   writer: metrics.Writer | None  # of the main process
   saver: checkpoint.Saver
   stop: signals.Stop
-  trace: Trace
+  trace: trace.Trace
 
 
 def _loop(run: Experiment, tools: Tools, state: steps.State, placed: Placed,

@@ -1,5 +1,10 @@
+import pathlib
+import re
+
+from flax import nnx
 import jax
 import numpy as np
+import optax
 import pytest
 
 from bnonly_jax import masks
@@ -208,3 +213,62 @@ def test_random_weights_have_places_too():
 def test_a_wrong_place_is_an_error_with_those_that_there_are(selection, message):
   with pytest.raises(UserError, match=message):
     masks.make_mask(selection, PARAMETERS)
+
+
+DOC = pathlib.Path(__file__).parents[1] / 'docs/networks.md'
+
+
+@pytest.mark.parametrize('library', ['flax.linen', 'flax.nnx', 'equinox'])
+def test_a_recipe_of_the_documentation_trains_the_norm_alone(library):
+  pytest.importorskip(library)
+  recipe, = (text for text in re.findall(r'^```python\n(.*?)^```', DOC.read_text(), re.M | re.S)
+             if text.startswith(f'import {library}'))
+  assert len([line for line in recipe.splitlines() if line.strip()]) <= 20
+  scope = {}
+  with jax.numpy_rank_promotion('allow'):
+    exec(recipe, scope)
+    first = jax.tree.leaves(scope['trainable'])
+    start, begun = (jax.tree.leaves(scope[name]) for name in ('frozen', 'opt_state'))
+    more = ('stats',) if 'stats' in scope else ()
+    arguments = [scope[name] for name in ('trainable', *more, 'opt_state', 'frozen')]
+    second = jax.tree.leaves(scope['step'](*arguments)[0])
+  assert [leaf.shape for leaf in first] == [(8,), (8,)]  # scale and bias of the one norm
+  assert all(np.any(a != b) for a, b in zip(first, second, strict=True))
+  assert sum(np.size(leaf) for leaf in begun) == 16
+  arrays = [leaf for leaf in start if hasattr(leaf, 'shape')]
+  assert len(arrays) == 4  # two kernels, two biases
+
+
+def test_optax_masked_on_all_parameters_is_a_trap():
+  params = {'norm': {'scale': np.ones(3, np.float32)}, 'conv': {'kernel': np.ones(3, np.float32)}}
+  tx = optax.masked(optax.sgd(0.1), masks.norms_only(params))
+  updates, _ = tx.update(params, tx.init(params), params)
+  np.testing.assert_array_equal(updates['conv']['kernel'], 1)  # the raw gradient
+  np.testing.assert_allclose(updates['norm']['scale'], -0.1)
+
+
+def test_norms_are_found_by_type_where_there_are_types_and_else_by_name():
+  class Odd(nnx.Module):
+    def __init__(self, rngs):
+      self.norm_like = nnx.Linear(2, 3, rngs=rngs)
+      self.layers = nnx.List([nnx.RMSNorm(3, rngs=rngs)])
+
+  leaves = jax.tree_util.tree_leaves_with_path(masks.norms_only(Odd(nnx.Rngs(0))))
+  assert {jax.tree_util.keystr(path) for path, keep in leaves if keep} == {
+      '.layers[0].scale.value'}
+  named = {'block': {'bn1': {'scale': 1, 'bias': 2}, 'down_bn': {'weight': 1}, 'ln': {'bias': 0},
+                     'conv': {'kernel': 3, 'bias': 1}, 'LayerNorm_0': {'scale': 1, 'mean': 1}}}
+  leaves = masks.flatten(masks.norms_only(named))
+  assert {name for name, keep in leaves.items() if keep} == {
+      'block/bn1/scale', 'block/bn1/bias', 'block/down_bn/weight', 'block/ln/bias',
+      'block/LayerNorm_0/scale'}
+  with pytest.raises(UserError, match=r"no norm in these parameters: \['a'\]\['kernel'\]"):
+    masks.norms_only({'a': {'kernel': 1}})
+
+
+def test_of_a_linen_network_the_types_of_its_modules_count():
+  network = models.create('cifar_resnet8', 10)
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+  params = models.variable_shapes(network, (32, 32, 3))['params']
+  _, parameters = models.look(network, (32, 32, 3))
+  assert masks.norms_only(params, network, images) == masks.make_mask('batchnorm', parameters)

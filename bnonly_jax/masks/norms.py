@@ -50,9 +50,10 @@ def norms_only(params: Any, network: nn.Module | None = None, *inputs: Any, **na
     mask = jax.tree_util.tree_map_with_path(_of_node, params, is_leaf=_is_norm)
   if not any(jax.tree.leaves(mask)):
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)]
-    raise UserError(f'there is no norm in these parameters, by {"type" if network else "name"}:'
-                    f' {", ".join(names[:20])}{", ..." if names[20:] else ""}. Give a class of your'
-                    ' own is_norm = True, and of a Linen network the network too.')
+    raise UserError(f'there is no norm in these parameters: {", ".join(names[:20])}'
+                    f'{", ..." if names[20:] else ""}. Give the module itself in place of its'
+                    ' parameters, or of Linen the network too; and a norm class of your own is_norm'
+                    ' = True.')
   return mask
 
 

@@ -18,16 +18,19 @@ from bnonly_jax.models.initialise import WEIGHT_STARTS
 from bnonly_jax.models.layers import Style
 from bnonly_jax.models.norm import KINDS as NORMS
 from bnonly_jax.models.norm import Statistics
+from bnonly_jax.models.own import check as check_own
+from bnonly_jax.models.own import create as create_own
+from bnonly_jax.models.own import is_own
 from bnonly_jax.models.parameters import Parameter
 
-__all__ = ['create', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter', 'Statistics',
-           'Style', 'variable_shapes', 'WEIGHT_STARTS']
+__all__ = ['check_own', 'create', 'initialise', 'is_own', 'look', 'NORM_STARTS', 'NORMS',
+           'Parameter', 'Statistics', 'Style', 'variable_shapes', 'WEIGHT_STARTS']
 
 _FAMILIES = (
     'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'
     ' ...) and K times 16 channels; imagenet_resnetN and imagenet_resnetNxK with N in'
     f' {", ".join(map(str, STAGES))} and K times 64 channels; cifar_vggN with N in'
-    f' {", ".join(map(str, GROUPS))}')
+    f' {", ".join(map(str, GROUPS))}; or module:function, a network of your own')
 
 
 def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noqa: B008
@@ -35,12 +38,15 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
 
   Args:
     name: cifar_resnetN[xK], imagenet_resnetN[xK] or cifar_vggN, N the depth, K the width factor.
+      Or module:function, see `own`.
     classes: number of logits.
-    style: how it computes.
+    style: how it computes; a network of one's own says so itself.
 
   Raises:
     UserError: no network has this name, or `style.remat` is asked of one without blocks.
   """
+  if is_own(name):
+    return create_own(name, classes)
   match = re.fullmatch(r'(cifar_resnet|imagenet_resnet|cifar_vgg)(\d+)(?:x([1-9]\d*))?', name)
   family, depth, factor = (match[1], int(match[2]), int(match[3] or 1)) if match else ('', 0, 1)
   if family == 'cifar_resnet' and depth >= 8 and depth % 6 == 2:

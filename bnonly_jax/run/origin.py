@@ -14,8 +14,10 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from bnonly_jax import config as config_lib
 from bnonly_jax import experiment
 from bnonly_jax import masks
+from bnonly_jax import models
 from bnonly_jax.config import UserError
 from bnonly_jax.experiment import Experiment
 from bnonly_jax.models import from_torch
@@ -88,6 +90,8 @@ def _from_elsewhere(run):
   file = pathlib.Path(init_from).expanduser()
   folder, step = trained.split_step(init_from)
   if not folder.is_dir() and (file.is_file() or file.suffix in from_torch.SUFFIXES):
+    config_lib.require(run.config, 'init_from', "no file of PyTorch's with a network of one's own",
+                       not models.is_own(run.config.network))
     variables = from_torch.convert(from_torch.read(init_from), run.network, run.shapes)
     return Origin([variables] * len(run.seeds), {'init_from': str(file.absolute())})
   config, _ = workdir_lib.read_config(folder, f'config.init_from={init_from}')

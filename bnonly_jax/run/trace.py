@@ -7,7 +7,17 @@ from typing import Any
 from etils import epath
 import jax
 
+from bnonly_jax.config import UserError
+from bnonly_jax.run import workdir as workdir_lib
+
 STEPS = range(10, 60)  # of this process, the first being 0
+
+
+def require_local(workdir: epath.Path) -> None:
+  """Raises UserError where a workdir lies in a bucket: a trace is written to local folders only."""
+  if workdir_lib.is_remote(workdir):
+    raise UserError(f'--profile with --workdir={workdir}: traces are written to local folders only.'
+                    ' Leave one of them out.')
 
 
 class Trace:

@@ -11,7 +11,7 @@ from bnonly_jax.run import plots
 from bnonly_jax.sweep import rows as rows_lib
 from bnonly_jax.sweep import tables
 
-_MARKERS = 'osD^vP*'
+_MARKERS = 'os^vDP*X<>'  # not as many as colours, so that no two of many lines look alike
 
 
 def figure(config: ml_collections.ConfigDict, workdir: str | os.PathLike, panel: str,

@@ -124,7 +124,8 @@ def _of_run(run, progress, panel):
     return [{None: 100 * seed[panel]} for seed in result.get('replicates', [result])
             if seed.get(panel) is not None]
   return [_of_analysis(analysis, panel) for analysis in runs_lib.analyses(run)
-          if analysis['gamma'] or panel == 'silent_relus']  # without norms there is no gamma
+          # Without norms there is no gamma, and ReLUs without ours after them do not tell.
+          if analysis['relus' if panel == 'silent_relus' else 'gamma']]
 
 
 def _of_analysis(analysis, panel):
