@@ -109,10 +109,11 @@ def milliseconds(networks: list[Trained]) -> list[float]:
   """
   images = np.zeros((_BATCH, *networks[0].info.image_shape), np.uint8)
   calls, times = [], [[] for _ in networks]
+  target = steps.Target((jax.devices()[0],), jax.default_backend())
   for trained in networks:
-    program, variables = jax.jit(network.classifier(trained)), jax.device_put(trained.variables)
-    if jax.default_backend() == 'cpu':
-      program = steps.compile_for_cpu(program.lower(variables, images))
+    variables = jax.device_put(trained.variables)
+    program = steps.compiled(
+        jax.jit(network.classifier(trained)).lower(variables, images), target)
     jax.block_until_ready(program(variables, images))
     calls.append(lambda program=program, variables=variables: program(variables, images))
   for _ in range(_CALLS):
