@@ -17,7 +17,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=setuptools.find_packages(include=['bnonly_jax', 'bnonly_jax.*']),
-    package_data={'bnonly_jax': ['data/digits.csv.gz']},
+    package_data={'bnonly_jax': ['data/digits.csv.gz', 'export/page.html', 'export/page.js']},
     install_requires=[
         'absl-py>=2.1',
         'etils[epath]>=1.9',

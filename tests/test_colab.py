@@ -81,4 +81,6 @@ def test_it_runs(data_dir, tmp_path, monkeypatch):
              for output in cell(notebook, 'cell-5').outputs)
   assert '|gamma| < 0.05' in said['cell-7'] and 'ReLUs never fire' in said['cell-7']
   assert 'left out' in said['cell-9']
+  assert (tmp_path / 'runs/colab/page.html').exists()
+  assert 'zero.png: ' in said['cell-export'], said['cell-export']
   assert 'runs/colab' in said['cell-drive']

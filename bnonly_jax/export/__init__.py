@@ -1,1 +1,1 @@
-"""Trained networks as files: from the seed, under PyTorch's names, compact, ONNX, StableHLO."""
+"""Trained networks as files: seeds, PyTorch's names, compact ones, ONNX, StableHLO, web pages."""

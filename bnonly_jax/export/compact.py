@@ -15,6 +15,7 @@ from bnonly_jax import analysis
 from bnonly_jax import describe
 from bnonly_jax import steps
 from bnonly_jax.config import UserError
+from bnonly_jax.export import loading
 from bnonly_jax.export import network
 from bnonly_jax.export import plain
 from bnonly_jax.export import prune
@@ -108,10 +109,11 @@ def milliseconds(networks: list[Trained]) -> list[float]:
   """
   images = np.zeros((_BATCH, *networks[0].info.image_shape), np.uint8)
   calls, times = [], [[] for _ in networks]
+  target = steps.Target((jax.devices()[0],), jax.default_backend())
   for trained in networks:
-    program, variables = jax.jit(network.classifier(trained)), jax.device_put(trained.variables)
-    if jax.default_backend() == 'cpu':
-      program = steps.compile_for_cpu(program.lower(variables, images))
+    variables = jax.device_put(trained.variables)
+    program = steps.compiled(
+        jax.jit(network.classifier(trained)).lower(variables, images), target)
     jax.block_until_ready(program(variables, images))
     calls.append(lambda program=program, variables=variables: program(variables, images))
   for _ in range(_CALLS):
@@ -122,22 +124,27 @@ def milliseconds(networks: list[Trained]) -> list[float]:
   return [min(found) for found in times]
 
 
-def export(workdir: str, output: str, step: int | None = None, data_dir: str = '',
+def export(source: str, output: str, step: int | None = None, data_dir: str = '',
            replicate: int = 0, threshold: float = 0.01) -> None:
-  """Writes a run's network without its small gammas, and prints what that does at each threshold.
+  """Writes a network without its small gammas, and prints what that does at each threshold.
+
+  The accuracy is told of a run alone: with a file of `export seed` there is no test set.
 
   Raises:
-    UserError: as `analysis.load`, `analysis.evaluate` and `compact`, or the file cannot be written.
+    UserError: as `loading.open_network`, `analysis.evaluate` and `compact`, or the file cannot be
+      written.
   """
-  loaded = analysis.load(workdir, step, data_dir, replicate)
-  trained = network.of_run(loaded, replicate)
-  backend = loaded.experiment.target.backend
+  loaded = None if loading.is_file(source) else analysis.load(source, step, data_dir, replicate)
+  trained = network.of_run(loaded, replicate) if loaded else loading.load(source)
   thresholds = sorted({0.0, *analysis.THRESHOLDS, threshold})
-  networks = [trained, *(compact(trained, t, backend) for t in thresholds)]
+  networks = [trained, *(compact(trained, t, jax.default_backend()) for t in thresholds)]
   write(networks[1 + thresholds.index(threshold)], output, threshold)
-  before, = analysis.evaluate(loaded, loaded.variables['params'])
-  accuracies = [before['test_accuracy'], *(accuracy(loaded, small) for small in networks[1:])]
-  rows = [[what, f'{numbers:,}', f'{flops:,}', f'{took:.4f}', f'{right:.4f}']
+  accuracies = ['-'] * len(networks)
+  if loaded:
+    before, = analysis.evaluate(loaded, loaded.variables['params'])
+    accuracies = [f'{share:.4f}' for share in (
+        before['test_accuracy'], *(accuracy(loaded, small) for small in networks[1:]))]
+  rows = [[what, f'{numbers:,}', f'{flops:,}', f'{took:.4f}', right]
           for what, (numbers, flops), took, right in zip(
               ['as trained', *(f'{t:g}' for t in thresholds)], map(sizes, networks),
               milliseconds(networks), accuracies, strict=True)]

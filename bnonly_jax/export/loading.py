@@ -17,11 +17,13 @@ import jax
 import numpy as np
 import safetensors
 
+from bnonly_jax import analysis
 from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
+from bnonly_jax.export import network
 from bnonly_jax.export import seed as seed_lib
 from bnonly_jax.export.network import Trained
 
@@ -62,12 +64,36 @@ def load(path: str | os.PathLike, trust_code: bool = False,
       recipe = _recipe(file.metadata())
       run = _build(recipe, trust_code)
       mask = _check_sizes(file, recipe, run, max_parameters)
-      variables = _variables(file, recipe, run, mask)
+      variables, trains = _variables(file, recipe, run, mask)
   except (_Wrong, OSError, safetensors.SafetensorError) as error:
     reason = ' '.join(str(error).split())[:300]
     raise UserError(f'{path}: {reason}. Allowed is a file that python -m bnonly_jax.export seed has'
                     ' written; get or write it again.') from error
-  return Trained(run.network, variables, run.config, run.info, run.preparation, recipe['step'])
+  return Trained(run.network, variables, run.config, run.info, run.preparation, recipe['step'],
+                 trains)
+
+
+def is_file(source: str | os.PathLike) -> bool:
+  """Whether a name means a file of `export seed` rather than the folder of a run."""
+  path = pathlib.Path(source).expanduser()
+  return path.is_file() or path.suffix == '.bnonly' and not path.is_dir()
+
+
+def open_network(source: str, step: int | None = None, data_dir: str = '', replicate: int = 0,
+                 trust_code: bool = False) -> Trained:
+  """Reads a network from a file of `export seed` or from the folder of a run.
+
+  Args:
+    source: the file or the folder.
+    step, data_dir, replicate: of a folder, as for `analysis.load`.
+    trust_code: of a file, as for `load`.
+
+  Raises:
+    UserError: as `load` or `analysis.load`.
+  """
+  if is_file(source):
+    return load(source, trust_code)
+  return network.of_run(analysis.load(source, step, data_dir, replicate), replicate)
 
 
 @contextlib.contextmanager
@@ -131,7 +157,7 @@ def _build(recipe, trust_code):
   name = fields.get('network')
   if isinstance(name, str) and ':' in name and not trust_code:
     raise _Wrong(f'its network {name[:80]!r} is code that would have to be imported; if you trust'
-                 ' it and have it installed, load it with trust_code=True (--trust_code)')
+                 ' it and have it installed, load it with trust_code=True (predict: --trust_code)')
   # No network of sensible size has more digits, and numbers beyond 64 bits are no sizes.
   if not isinstance(name, str) or re.search(r'\d{7}', name):
     raise _Wrong(f'its network {str(name)[:80]!r} is none')
@@ -196,13 +222,19 @@ def _random_mask(recipe, parameters):
 
 
 def _variables(file, recipe, run, mask):
-  """Reads what is in the file, draws the rest, and checks the digest of every tensor."""
+  """Reads what is in the file, draws the rest, and checks the digest of every tensor.
+
+  Returns:
+    The variables, and how many parameters trained; None: the file holds them all.
+  """
   found = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
   stats = {name.partition('/')[2]: value for name, value in found.items()
            if name.startswith('batch_stats/')}
   whole = {name.partition('/')[2]: value for name, value in found.items()
            if name.startswith('params/')}
+  trains = sum(value.size for name, value in found.items() if not name.startswith('batch_stats/'))
   if whole.keys() == masks.flatten(run.shapes['params']).keys():
+    trains = None
     params = flax.traverse_util.unflatten_dict(whole, sep='/')
   else:
     drawn = experiment.draw_variables(run, run.config.seed)['params']
@@ -219,5 +251,5 @@ def _variables(file, recipe, run, mask):
     raise _Wrong(f'{len(other)} tensor(s) that it leaves to the seed are drawn otherwise here, the'
                  f' first being {other[0]} (written with {str(by)[:150]}). Write it with'
                  ' --include_frozen, which puts them into the file')
-  return variables
+  return variables, trains
 

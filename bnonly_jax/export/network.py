@@ -14,6 +14,7 @@ import safetensors
 
 from bnonly_jax import analysis
 from bnonly_jax import data
+from bnonly_jax import masks
 from bnonly_jax.config import UserError
 from bnonly_jax.data import device
 
@@ -29,6 +30,8 @@ class Trained(NamedTuple):
     info: the images' shape and the names of the classes; of a file without a path.
     preparation: how images are normalised.
     step: training steps done.
+    trained_parameters: how many parameters trained, all others being as they started; None: not
+      known, of a file that holds them all.
   """
   network: Any
   variables: dict[str, Any]
@@ -36,6 +39,7 @@ class Trained(NamedTuple):
   info: data.Info
   preparation: device.Preparation
   step: int
+  trained_parameters: int | None = None
 
 
 def of_run(loaded: analysis.Loaded, replicate: int = 0) -> Trained:
@@ -44,7 +48,8 @@ def of_run(loaded: analysis.Loaded, replicate: int = 0) -> Trained:
   config.seed, config.replicates = config.seed + replicate, 1
   run = loaded.experiment
   preparation = run.preparation._replace(pad=0, flip=False)
-  return Trained(run.network, loaded.variables, config, run.info, preparation, loaded.step)
+  return Trained(run.network, loaded.variables, config, run.info, preparation, loaded.step,
+                 sum(row.trained for row in masks.table(run.parameters, run.mask)))
 
 
 def classifier(trained: Trained) -> Callable[[Any, jax.Array], jax.Array]:

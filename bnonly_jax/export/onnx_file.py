@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bnonly_jax import analysis
 from bnonly_jax.config import UserError
 from bnonly_jax.export import compact
+from bnonly_jax.export import loading
 from bnonly_jax.export import network
 from bnonly_jax.export import plain
 from bnonly_jax.export.network import Trained
@@ -127,25 +127,24 @@ def largest_error(path: str | pathlib.Path, trained: Trained) -> tuple[float, fl
   return float(np.abs(theirs - ours).max()), float(np.abs(ours).max())
 
 
-def export(workdir: str, output: str, step: int | None = None, data_dir: str = '',
+def export(source: str, output: str, step: int | None = None, data_dir: str = '',
            replicate: int = 0, threshold: float | None = None) -> None:
-  """Writes a run's network as ONNX and compares it with ONNX Runtime's logits.
+  """Writes a network as ONNX and compares it with ONNX Runtime's logits.
 
   Args:
-    workdir, step, data_dir, replicate: as for `analysis.load`.
+    source, step, data_dir, replicate: as for `loading.open_network`.
     output: the file.
     threshold: of `compact.compact`; None: the whole network.
 
   Raises:
-    UserError: as `analysis.load` and `compact.compact`; onnx or onnxruntime is missing; the file
-      cannot be written.
+    UserError: as `loading.open_network` and `compact.compact`; onnx or onnxruntime is missing;
+      the file cannot be written.
   """
   missing = [name for name in ('onnx', 'onnxruntime') if importlib.util.find_spec(name) is None]
   if missing:
     raise UserError(f"onnx needs {' and '.join(missing)}: pip install -e '.[onnx]'.")
   import onnx
-  loaded = analysis.load(workdir, step, data_dir, replicate)
-  trained, backend = network.of_run(loaded, replicate), loaded.experiment.target.backend
+  trained, backend = loading.open_network(source, step, data_dir, replicate), jax.default_backend()
   if threshold is None:
     nodes, tensors = plain.fold(trained)
     tensors = {name: np.float32(value) for name, value in tensors.items()}

@@ -43,8 +43,12 @@ class Plain(NamedTuple):
   nodes: list[dict[str, Any]]
   backend: str = 'cpu'
 
-  def apply(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    """Maps normalised images [N, H, W, C] to logits; variables['params'] are arrays by name."""
+  def apply(self, variables: dict[str, Any], images: jax.Array, train: bool = False) -> jax.Array:
+    """Maps normalised images [N, H, W, C] to logits; variables['params'] are arrays by name.
+
+    It cannot train: `train` is there for what evaluates any network.
+    """
+    assert not train
     params, values = variables['params'], {'images': images.astype(jnp.float32)}
     for node in self.nodes:
       values[node['name']] = _compute(node, params, values, self.backend)

@@ -14,10 +14,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bnonly_jax import analysis
-from bnonly_jax import experiment
+from bnonly_jax import models
 from bnonly_jax.config import UserError
 from bnonly_jax.export import compact
+from bnonly_jax.export import loading
 from bnonly_jax.export import network
 from bnonly_jax.export.network import Trained
 from bnonly_jax.run import metrics
@@ -52,20 +52,20 @@ def read(path: str | os.PathLike) -> tuple[jax.export.Exported, dict[str, Any]]:
                     ' python -m bnonly_jax.export stablehlo.') from error
 
 
-def export(workdir: str, output: str, step: int | None = None, data_dir: str = '',
+def export(source: str, output: str, step: int | None = None, data_dir: str = '',
            replicate: int = 0, threshold: float | None = None) -> None:
-  """Writes a run's network as a program, and compares its logits with the network's.
+  """Writes a network as a program, and compares its logits with the network's.
 
   Raises:
-    UserError: as `analysis.load` and `compact.compact`, or the file cannot be written.
+    UserError: as `loading.open_network` and `compact.compact`, or the file cannot be written.
   """
-  loaded = analysis.load(workdir, step, data_dir, replicate)
-  here = network.of_run(loaded, replicate)
+  here = loading.open_network(source, step, data_dir, replicate)
   if threshold is None:  # built without the forms that only a CPU wants
-    built = experiment.build(loaded.experiment.config, loaded.experiment.info, backend='gpu')
-    trained = here._replace(network=built.network)
+    style = models.Style(here.config.norm, backend='gpu', unroll=here.config.unroll)
+    trained = here._replace(
+        network=models.create(here.config.network, here.info.classes, style))
   else:
-    here = compact.compact(here, threshold, loaded.experiment.target.backend)
+    here = compact.compact(here, threshold, jax.default_backend())
     trained = here._replace(network=here.network._replace(backend='gpu'))
   about = {'class_names': list(trained.info.class_names), 'platforms': PLATFORMS,
            'preprocessing': network.preprocessing(trained)}

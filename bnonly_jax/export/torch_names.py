@@ -6,8 +6,8 @@ import flax.traverse_util
 import numpy as np
 import safetensors.numpy
 
-from bnonly_jax import analysis
 from bnonly_jax.config import UserError
+from bnonly_jax.export import loading
 from bnonly_jax.export import network
 from bnonly_jax.export.network import Trained
 from bnonly_jax.models import from_torch
@@ -36,17 +36,17 @@ def state_dict(trained: Trained) -> dict[str, np.ndarray]:
   return found
 
 
-def export(workdir: str, output: str, step: int | None = None, data_dir: str = '',
+def export(source: str, output: str, step: int | None = None, data_dir: str = '',
            replicate: int = 0) -> None:
-  """Writes a run's network under PyTorch's names.
+  """Writes a network under PyTorch's names.
 
   Raises:
-    UserError: as `analysis.load` and `state_dict`, or the file cannot be written.
+    UserError: as `loading.open_network` and `state_dict`, or the file cannot be written.
   """
   if not output.endswith('.safetensors'):
     raise UserError(f'--output={output}; allowed is a name that ends in .safetensors, as'
                     ' --config.init_from wants it.')
-  trained = network.of_run(analysis.load(workdir, step, data_dir, replicate), replicate)
+  trained = loading.open_network(source, step, data_dir, replicate)
   tensors = state_dict(trained)
   with network.written(output) as path:
     safetensors.numpy.save_file(tensors, path, {'format': 'pt'})

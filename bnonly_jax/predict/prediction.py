@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 
-from bnonly_jax import analysis
 from bnonly_jax.config import UserError
 from bnonly_jax.data import decode
 from bnonly_jax.data import records
@@ -19,17 +18,6 @@ from bnonly_jax.export import network
 from bnonly_jax.export.network import Trained
 
 _BATCH = 64  # images
-
-
-def open_network(path: str, data_dir: str = '', trust_code: bool = False) -> Trained:
-  """Reads a network from a file of `export seed` or from a run's folder.
-
-  Raises:
-    UserError: as `loading.load` or `analysis.load`.
-  """
-  if pathlib.Path(path).expanduser().is_dir() or '://' in path:
-    return network.of_run(analysis.load(path, data_dir=data_dir))
-  return loading.load(path, trust_code)
 
 
 def image_files(paths: Sequence[str]) -> list[pathlib.Path]:
@@ -100,10 +88,10 @@ def predict(net: str, images: Sequence[str], top: int = 5, data_dir: str = '',
     How many images are bad; a line on standard error tells each.
 
   Raises:
-    UserError: as `open_network` and `image_files`.
+    UserError: as `loading.open_network` and `image_files`.
   """
   files = image_files(images)
-  trained = open_network(net, data_dir, trust_code)
+  trained = loading.open_network(net, data_dir=data_dir, trust_code=trust_code)
   names, as_csv = trained.info.class_names, any(pathlib.Path(path).is_dir() for path in images)
   top, bad = min(top, len(names)), 0
   if as_csv:

@@ -14,7 +14,9 @@ from bnonly_jax.export import network
 from bnonly_jax.export import onnx_file
 from bnonly_jax.export import plain
 from bnonly_jax.export import prune
+from bnonly_jax.export import seed
 from bnonly_jax.export import stablehlo
+from bnonly_jax.export import torch_names
 
 # With the side of the images: odd ones have other borders where the stride is 2.
 NETWORKS = {'cifar_resnet14': 13, 'cifar_resnet8': 32, 'cifar_vgg11': 20, 'imagenet_resnet18': 47,
@@ -111,6 +113,25 @@ def test_the_file_holds_the_network(data_dir, tmp_path, capsys, monkeypatch):
   path.write_bytes(b'nonsense')
   with pytest.raises(UserError, match='is no compact network'):
     compact.read(path)
+
+
+def test_a_file_from_the_seed_will_do_in_place_of_the_run(data_dir, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(compact, 'milliseconds', lambda networks: [1.0] * len(networks))
+  workdir, file = networks.trained_run(data_dir), tmp_path / 'net.bnonly'
+  seed.write(analysis.load(workdir), file)
+  capsys.readouterr()
+  for i, source in enumerate((workdir, file)):
+    torch_names.export(str(source), str(tmp_path / f'{i}.safetensors'))
+    compact.export(str(source), str(tmp_path / f'{i}.compact'))
+    stablehlo.export(str(source), str(tmp_path / f'{i}.stablehlo'))
+  for kind in ('safetensors', 'compact'):
+    assert (tmp_path / f'0.{kind}').read_bytes() == (tmp_path / f'1.{kind}').read_bytes()
+  images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 1), np.uint8)
+  logits = [stablehlo.read(tmp_path / f'{i}.stablehlo')[0].call(images) for i in (0, 1)]
+  np.testing.assert_array_equal(*logits)
+  ends = [line.split()[-1] for line in capsys.readouterr().out.splitlines()
+          if line.startswith(('as trained', '0.01'))]
+  assert '-' not in ends[:2] and ends[2:] == ['-', '-']  # no test set, no accuracy
 
 
 def test_networks_are_timed_side_by_side(monkeypatch):

@@ -15,6 +15,7 @@ from bnonly_jax import analysis
 from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.data import resident
+from bnonly_jax.export import loading
 from bnonly_jax.export import seed
 from bnonly_jax.predict import prediction
 
@@ -59,7 +60,7 @@ def test_a_run_will_do_in_place_of_the_file(run, capsys):
 
 
 def test_images_of_other_sizes_are_resized_and_cut_to_the_centre(run, tmp_path):
-  trained = prediction.open_network(str(run / 'net.bnonly'))
+  trained = loading.open_network(str(run / 'net.bnonly'))
   wide = np.zeros((80, 160), np.uint8)
   wide[:, 40:120] = 200
   Image.fromarray(wide).save(tmp_path / 'wide.png')
