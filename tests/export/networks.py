@@ -36,7 +36,7 @@ def run_without_training(selection: str, folder: pathlib.Path, name: str = 'cifa
   info = data.Info(None, '', (32, 32, 3), (32, 32, 3), tuple('0123456789'), 50_000, 10_000, 'test')
   run = experiment.build(config, info, jax.devices()[:1])
   variables = experiment.draw_variables(run, seed)
-  mask = masks.make_mask(selection, variables['params'], seed)
+  mask = masks.make_mask(selection, run.parameters, seed)
   trainable, frozen = masks.partition(variables['params'], mask)
   params = masks.merge(jax.tree.map(lambda x: x + np.float32(0.1), trainable), frozen)
   return analysis.Loaded(folder, config, run, 7, {**variables, 'params': jax.device_get(params)})
