@@ -1,5 +1,6 @@
 """What is written under PyTorch's names is what config.init_from reads."""
 
+from etils import epath
 import jax
 import networks
 import numpy as np
@@ -12,6 +13,7 @@ from bnonly_jax.config import UserError
 from bnonly_jax.export import network
 from bnonly_jax.export import torch_names
 from bnonly_jax.models import from_torch
+from bnonly_jax.run import origin
 
 
 @pytest.mark.parametrize('name', ['cifar_resnet14', 'cifar_vgg11', 'imagenet_resnet50'])
@@ -29,7 +31,7 @@ def test_a_run_starts_from_the_file_with_the_same_logits(data_dir, tmp_path):
   loaded = analysis.load(workdir)
   config = loaded.config.copy_and_resolve_references()
   config.init_from = str(path)
-  start = experiment.draw_variables(experiment.build(config), config.seed)
+  start = origin.find(experiment.build(config), epath.Path(tmp_path / 'new'), {}).variables[0]
   ours = network.of_run(loaded)
   np.testing.assert_array_equal(networks.logits(ours._replace(variables=start)),
                                 networks.logits(ours))
