@@ -114,7 +114,7 @@ def network(run: Experiment) -> ResNet:
   statistics = ours.style.statistics
   groups = statistics.device_groups and [list(group) for group in statistics.device_groups]
   imagenet = isinstance(ours, ImageNetResNet)
-  return ResNet(tuple(STAGES[ours.depth]) if imagenet else (ours.blocks,) * 3, ours.width,
+  return ResNet(tuple(STAGES[ours.depth]) if imagenet else ours.stages, ours.width,
                 ours.classes, imagenet and ours.depth >= 50, imagenet, config.compute_dtype,
                 (statistics.axis_name, groups))
 

@@ -43,3 +43,12 @@ class CifarVGG(nn.Module):
         x = parts.conv(min(64 * 2 ** i, 512), bias=True, name=f'conv{count}')(x)
         x = parts.norm(f'norm{count}')(x)
     return layers.Output(self.classes, name='output')(x)
+
+  def torch_module(self, module: str, block: int) -> str:
+    """Returns the name of a module in open_lth's models/cifar_vgg.py."""
+    if module == 'output':
+      return 'fc'
+    kind, number = module[:4], int(module[4:])
+    # PyTorch counts the max pools between the groups of convolutions, too.
+    pools = sum(number > sum(GROUPS[self.depth][:i + 1]) for i in range(4))
+    return f'layers.{number - 1 + pools}.{"bn" if kind == "norm" else "conv"}'

@@ -36,3 +36,12 @@ class ImageNetResNet(nn.Module):
       x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i, parts,
                        stride=2 if i else 1, style=self.style)
     return layers.Output(self.classes, name='output')(x)
+
+  def torch_module(self, module: str, block: int) -> str:
+    """Returns the name of a module in torchvision's models/resnet.py."""
+    top, _, part = module.partition('/')
+    if not part:
+      return {'stem_conv': 'conv1', 'stem_norm': 'bn1', 'output': 'fc'}[top]
+    apart = self.depth >= 50 or not top.startswith('stage1')
+    stage, number = layers.torch_block(top, block, apart)
+    return f'layer{stage}.{number}.{layers.torch_part(part)}'
