@@ -7,6 +7,7 @@ import numpy as np
 import safetensors.numpy
 
 from bnonly_jax import analysis
+from bnonly_jax import models
 from bnonly_jax.config import UserError
 from bnonly_jax.export import network
 from bnonly_jax.export.network import Trained
@@ -24,7 +25,7 @@ def state_dict(trained: Trained) -> dict[str, np.ndarray]:
   Raises:
     UserError: PyTorch's networks of these names have BatchNorm, and this one has another norm.
   """
-  if trained.config.norm != 'batch':
+  if trained.config.norm not in models.WITH_BATCHNORM:
     raise UserError(f"config.norm is {trained.config.norm!r}; open_lth's and torchvision's networks"
                     ' have BatchNorm. Export it by stablehlo.')
   found = {}

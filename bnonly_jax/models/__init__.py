@@ -18,10 +18,11 @@ from bnonly_jax.models.initialise import WEIGHT_STARTS
 from bnonly_jax.models.layers import Style
 from bnonly_jax.models.norm import KINDS as NORMS
 from bnonly_jax.models.norm import Statistics
+from bnonly_jax.models.norm import WITH_BATCHNORM
 from bnonly_jax.models.parameters import Parameter
 
 __all__ = ['create', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter', 'Statistics',
-           'Style', 'variable_shapes', 'WEIGHT_STARTS']
+           'Style', 'variable_shapes', 'WEIGHT_STARTS', 'WITH_BATCHNORM']
 
 _FAMILIES = (
     'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'

@@ -5,6 +5,7 @@ import itertools
 import flax.linen as nn
 import jax
 
+from bnonly_jax.models import attention
 from bnonly_jax.models import layers
 
 
@@ -32,10 +33,12 @@ class CifarResNet(nn.Module):
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps normalised images [N, H, W, C] to logits [N, classes]."""
     parts = layers.parts(self.style, train)
-    x = parts.norm('stem_norm')(parts.conv(self.width, name='stem_conv')(images))
+    attentions = attention.make(self.style.attention, 3)
+    x = parts.stem_norm('stem_norm')(parts.conv(self.width, name='stem_conv')(images))
     for i, blocks in enumerate(self.stages):
       x = layers.stage(x, f'stage{i + 1}', layers.BasicBlock, blocks, self.width * 2 ** i,
-                       parts, stride=2 if i else 1, style=self.style)
+                       parts._replace(attention=attentions[i]), stride=2 if i else 1,
+                       style=self.style, last=i == 2)
     return layers.Output(self.classes, name='output')(x)
 
   def torch_module(self, module: str, block: int) -> str:

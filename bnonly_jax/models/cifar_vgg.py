@@ -33,6 +33,10 @@ class CifarVGG(nn.Module):
       raise UserError(f'config.network is cifar_vgg{self.depth}, and the images have'
                       f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
                       ' Choose a cifar_resnet, or other data.')
+    if self.style.attention != 'none':
+      raise UserError(f'config.attention is {self.style.attention!r}, and config.network'
+                      f" 'cifar_vgg{self.depth}' has no residual blocks; allowed is none. Set"
+                      ' --config.attention=none')
     parts = layers.parts(self.style, train)
     x, count = images, 0
     for i, convolutions in enumerate(GROUPS[self.depth]):

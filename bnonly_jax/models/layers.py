@@ -14,7 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnonly_jax.models.conv import conv
+from bnonly_jax.models.norm import EPSILON
+from bnonly_jax.models.norm import GroupNorm
+from bnonly_jax.models.norm import InstanceBatchNorm
+from bnonly_jax.models.norm import KEEP
 from bnonly_jax.models.norm import make_norm
+from bnonly_jax.models.norm import NoNorm
 from bnonly_jax.models.norm import Statistics
 from bnonly_jax.models.norm import wide
 
@@ -30,6 +35,7 @@ class Style(NamedTuple):
 
   Attributes:
     norm: which norm, one of `norm.KINDS`.
+    attention: after the last norm of each block, as `attention.make` reads it.
     statistics: over which images BatchNorm takes its statistics.
     remat: whether residual blocks are computed again in the backward pass instead of saved.
     backend: for which it is to be fast: cpu, gpu or tpu.
@@ -40,6 +46,7 @@ class Style(NamedTuple):
   remat: bool = False
   backend: str = 'cpu'
   unroll: int = 0
+  attention: str = 'none'
 
 
 def unrolled(style: Style, blocks: int) -> int:
@@ -54,15 +61,39 @@ def unrolled(style: Style, blocks: int) -> int:
 
 
 class Parts(NamedTuple):
-  """What makes a network's convolutions, as `Conv`, and its norms, given their names."""
+  """What makes a network's convolutions, as `Conv`, and its norms, given their names.
+
+  Attributes:
+    conv: a convolution.
+    norm: a norm.
+    stem_norm: that of the stem.
+    first_norm: the first of a block; None: as the others.
+    attention: that of a block; None: there is none.
+    end_norm: what follows a block's addition, before its ReLU; None: nothing.
+  """
   conv: Callable[..., nn.Module]
   norm: Callable[[str], nn.Module]
+  stem_norm: Callable[[str], nn.Module]
+  first_norm: Callable[[str], nn.Module] | None = None
+  attention: Callable[[], nn.Module] | None = None
+  end_norm: Callable[[str], nn.Module] | None = None
 
 
-def parts(style: Style, train: bool) -> Parts:
+def parts(style: Style, train: bool, epsilon: float = EPSILON, keep: float = KEEP) -> Parts:
   """Returns the parts of a network of this style, in training or evaluation."""
-  return Parts(functools.partial(Conv, backend=style.backend),
-               make_norm(style.norm, train, style.statistics, style.backend))
+  norm = make_norm(style.norm, train, style.statistics, style.backend, epsilon, keep)
+  stem_norm = (lambda name: GroupNorm(1, name=name)) if style.norm == 'ibn_b' else norm
+  return Parts(functools.partial(Conv, backend=style.backend), norm, stem_norm)
+
+
+def last_norm(name: str, y: jax.Array, residual: jax.Array, parts: Parts) -> jax.Array:
+  """The end of a block: its last norm, attention, addition, what else there is, ReLU."""
+  if parts.attention:
+    y = parts.attention(name='attention')(parts.norm(name)(y, relu=False))
+    y = NoNorm(name='sum')(y, residual, relu=not parts.end_norm)
+  else:
+    y = parts.norm(name)(y, residual=residual, relu=not parts.end_norm)
+  return parts.end_norm('end_norm')(y) if parts.end_norm else y
 
 
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
@@ -109,13 +140,15 @@ class BasicBlock(nn.Module):
   features: int
   parts: Parts
   stride: int = 1
+  expansion = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
-    conv, norm = self.parts
-    y = norm('norm1')(conv(self.features, 3, self.stride, name='conv1')(x))
+    conv, norm, first_norm = self.parts.conv, self.parts.norm, self.parts.first_norm
+    y = (first_norm or norm)('norm1')(conv(self.features, 3, self.stride, name='conv1')(x))
     y = conv(self.features, name='conv2')(y)
-    return norm('norm2')(y, residual=shortcut(x, self.features, self.stride, self.parts)), None
+    residual = shortcut(x, self.features, self.stride, self.parts)
+    return last_norm('norm2', y, residual, self.parts), None
 
 
 class Bottleneck(nn.Module):
@@ -123,15 +156,16 @@ class Bottleneck(nn.Module):
   features: int
   parts: Parts
   stride: int = 1
+  expansion = 4
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
-    conv, norm = self.parts
-    y = norm('norm1')(conv(self.features, 1, name='conv1')(x))
+    conv, norm, first_norm = self.parts.conv, self.parts.norm, self.parts.first_norm
+    y = (first_norm or norm)('norm1')(conv(self.features, 1, name='conv1')(x))
     y = norm('norm2')(conv(self.features, 3, self.stride, name='conv2')(y))
     y = conv(4 * self.features, 1, name='conv3')(y)
     residual = shortcut(x, 4 * self.features, self.stride, self.parts)
-    return norm('norm3')(y, residual=residual), None
+    return last_norm('norm3', y, residual, self.parts), None
 
 
 def shortcut(x: jax.Array, features: int, stride: int, parts: Parts) -> jax.Array:
@@ -162,9 +196,9 @@ def unstacked_names(name: str, lifts: Sequence[str], lengths: Sequence[int],
     lengths: of its first axes, one for each of lifts.
     names: of all variables.
   """
-  stage, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack)/)?(.+)', name).groups()
-  if place == 'first':
-    return [f'{stage}/block1/{rest}']
+  stage, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack|block\d+)/)?(.+)', name).groups()
+  if place and place != 'stack':
+    return [f'{stage}/{"block1" if place == "first" else place}/{rest}']
   offset = 1 + (place == 'stack' and any(n.startswith(f'{stage}_first/') for n in names))
   found = []
   for index in np.ndindex(*lengths):
@@ -223,37 +257,71 @@ def torch_part(part: str, down: str = 'downsample', first: int = 0) -> str:
     down: what the shortcut is called.
     first: the place of its convolution in it, before which there may be a pool.
   """
-  place = {'shortcut_conv': f'{down}.{first}', 'shortcut_norm': f'{down}.{first + 1}'}
+  place = {'shortcut_conv': f'{down}.{first}', 'shortcut_norm': f'{down}.{first + 1}',
+           'attention': 'eca.conv', 'attention/fc1': 'se.fc1', 'attention/fc2': 'se.fc2',
+           'attention/fc': 'se.fc', 'norm1/in_norm': 'bn1.IN', 'norm1/bn_norm': 'bn1.BN', 'end_norm': 'IN'}
   return place.get(part, part.replace('norm', 'bn', 1))
 
 
 def adds_residual(name: str, names: Collection[str]) -> bool:
-  """Whether a norm, by its unstacked name among all of them, adds its block's residual."""
+  """Whether a ReLU's module, by its unstacked name among all of them, adds its block's residual."""
   block, _, number = name.rpartition('norm')
+  if name.endswith('/sum') or f'{block}sum' in names:
+    return name.endswith('/sum')
   return '/' in name and number.isdigit() and f'{block}norm{int(number) + 1}' not in names
 
 
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, parts: Parts,
-          stride: int, style: Style) -> jax.Array:
+          stride: int, style: Style, last: bool = False) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
 
   The equal blocks are one block scanned over stacked parameters and statistics, in a loop that is
   unrolled as far as `unrolled` says; the names are the same either way. With `style.remat` only the
   blocks' inputs are saved, and each block is computed again in the backward pass. Called from a
   compact method, whose module owns them.
+
+  IBN's InstanceNorms (arXiv 1807.09441) are in all stages but the last (ibn_a: half of each block's
+  first norm), or in the stem and at the end of the last block of the first two stages (ibn_b). That
+  block then stands apart as '{name}_block{blocks}'.
+
+  Args:
+    x: [N, H, W, C].
+    name: 'stage1', 'stage2', ...
+    block: of which the stage is made, with `expansion`: channels that it puts out a feature.
+    blocks: how many.
+    features: of each block.
+    parts: of the network.
+    stride: of the first block.
+    style: of the network.
+    last: whether it is the network's last stage.
   """
-  expansion = 4 if block is Bottleneck else 1
+  expansion = block.expansion
+  if style.norm == 'ibn_a' and not last:
+    parts = parts._replace(first_norm=lambda name: InstanceBatchNorm(parts.norm, name=name))
+  ends_in_norm = style.norm == 'ibn_b' and name in ('stage1', 'stage2')
+  end_parts = parts._replace(end_norm=lambda name: GroupNorm(1, name=name))
   if style.remat:
     block = nn.remat(block)
-  if stride > 1 or x.shape[-1] != expansion * features:
+  if blocks > ends_in_norm and (stride > 1 or x.shape[-1] != expansion * features):
     x, _ = block(features, parts, stride, name=f'{name}_first')(x)
-    blocks -= 1
-  if blocks:
-    unroll = unrolled(style, blocks)
-    if unroll < blocks:
-      parts = parts._replace(conv=functools.partial(parts.conv, in_loop=True))
-    stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
-                      split_rngs={'params': True}, length=blocks,
-                      unroll=max(unroll, 2) if unroll == blocks else unroll)  # 1 would loop
-    x, _ = stacked(features, parts, name=f'{name}_stack')(x, None)
+    x = equal_blocks(x, f'{name}_stack', block, blocks - 1 - ends_in_norm, features, parts, style)
+  else:
+    x = equal_blocks(x, f'{name}_stack', block, blocks - ends_in_norm, features, parts, style)
+  if ends_in_norm:
+    stride = stride if blocks == 1 else 1
+    x, _ = block(features, end_parts, stride, name=f'{name}_block{blocks}')(x)
   return x
+
+
+def equal_blocks(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: Any,
+                 parts: Parts, style: Style) -> jax.Array:
+  """Applies as many blocks as there are, stacked as one module of this name; see `stage`."""
+  if not blocks:
+    return x
+  unroll = unrolled(style, blocks)
+  if unroll < blocks:
+    parts = parts._replace(conv=functools.partial(parts.conv, in_loop=True))
+  stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
+                    split_rngs={'params': True}, length=blocks,
+                    unroll=max(unroll, 2) if unroll == blocks else unroll)  # 1 would loop
+  return stacked(features, parts, name=name)(x, None)[0]

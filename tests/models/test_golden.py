@@ -16,6 +16,11 @@ HOSTS = pathlib.Path(__file__).parents[3] / 'shared' / 'hosts'
 # Ours by the name there, and the fields of Style that differ from the default.
 NETWORKS = {
     'torchvision/resnet18': ('imagenet_resnet18', {}),
+    'ECANet/eca_resnet18_k3333': ('imagenet_resnet18', {'attention': 'eca:3,3,3,3'}),
+    'ECANet/eca_resnet50_k3557': ('imagenet_resnet50', {'attention': 'eca:3,5,5,7'}),
+    'IBN-Net/resnet18_ibn_a': ('imagenet_resnet18', {'norm': 'ibn_a'}),
+    'IBN-Net/resnet50_ibn_a': ('imagenet_resnet50', {'norm': 'ibn_a'}),
+    'IBN-Net/resnet50_ibn_b': ('imagenet_resnet50', {'norm': 'ibn_b'}),
 }
 
 
