@@ -5,6 +5,7 @@ import re
 import flax.linen as nn
 
 from bnonly_jax.config import UserError
+from bnonly_jax.models import public
 from bnonly_jax.models.cifar_resnet import CifarResNet
 from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
@@ -20,8 +21,9 @@ from bnonly_jax.models.norm import KINDS as NORMS
 from bnonly_jax.models.norm import Statistics
 from bnonly_jax.models.norm import WITH_BATCHNORM
 from bnonly_jax.models.parameters import Parameter
+from bnonly_jax.models.public import image_size
 
-__all__ = ['create', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter', 'Statistics',
+__all__ = ['create', 'image_size', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter', 'Statistics',
            'Style', 'variable_shapes', 'WEIGHT_STARTS', 'WITH_BATCHNORM']
 
 _FAMILIES = (
@@ -53,5 +55,8 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
       raise UserError(f"config.remat is 'block', and config.network {name!r} has no residual"
                       ' blocks; allowed is none. Set --config.remat=none')
     return CifarVGG(depth, classes, style)
-  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14 (after'
+  network = public.create(name, classes, style)
+  if network:
+    return network
+  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}; and {public.FAMILIES}. Try cifar_resnet14 (after'
                   ' configs/cifar10.py: just resnet14).')

@@ -68,7 +68,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nn.Module,
   Raises:
     UserError: tensors are missing, surplus or of another shape; the message names them.
   """
-  for prefix in ('module.', 'model.'):
+  for prefix in ('module.', 'model.', 'visual.'):
     if all(name.startswith(prefix) for name in state_dict):
       state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
   left = {name for name in state_dict if not name.endswith('num_batches_tracked')}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Sequence
 import functools
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnonly_jax.models.conv import conv
+from bnonly_jax.models.conv import convolve
 from bnonly_jax.models.norm import EPSILON
 from bnonly_jax.models.norm import GroupNorm
 from bnonly_jax.models.norm import InstanceBatchNorm
@@ -22,6 +23,7 @@ from bnonly_jax.models.norm import make_norm
 from bnonly_jax.models.norm import NoNorm
 from bnonly_jax.models.norm import Statistics
 from bnonly_jax.models.norm import wide
+from bnonly_jax.models.pools import average_pool
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
@@ -86,6 +88,13 @@ def parts(style: Style, train: bool, epsilon: float = EPSILON, keep: float = KEE
   return Parts(functools.partial(Conv, backend=style.backend), norm, stem_norm)
 
 
+def conv_norm(x: jax.Array, name: str, features: int, size: int | tuple[int, int], parts: Parts,
+              stride: int = 1, padding: str = 'SAME') -> jax.Array:
+  """A convolution, a norm and a ReLU, as modules '{name}_conv' and '{name}_norm'."""
+  y = parts.conv(features, size, stride, padding=padding, name=f'{name}_conv')(x)
+  return parts.norm(f'{name}_norm')(y)
+
+
 def last_norm(name: str, y: jax.Array, residual: jax.Array, parts: Parts) -> jax.Array:
   """The end of a block: its last norm, attention, addition, what else there is, ReLU."""
   if parts.attention:
@@ -103,32 +112,52 @@ def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Conv(nn.Module):
-  """A square convolution in the images' dtype, padded as PyTorch pads it."""
+  """A convolution in the images' dtype, padded as PyTorch pads it.
+
+  Attributes:
+    features: channels that it puts out.
+    size: of the kernel, or its height and its width.
+    stride: step in both directions.
+    bias: whether it adds one.
+    backend: for which it is to be fast.
+    in_loop: whether it is in the body of a scan.
+    padding: SAME or VALID, as `conv.convolve` has it.
+    depthwise: whether each channel has a kernel of its own.
+  """
   features: int
-  size: int = 3
+  size: int | tuple[int, int] = 3
   stride: int = 1
   bias: bool = False
   backend: str = 'cpu'
   in_loop: bool = False
+  padding: str = 'SAME'
+  depthwise: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.size, self.size, x.shape[-1], self.features)
+    size = (self.size, self.size) if isinstance(self.size, int) else self.size
+    shape = (*size, 1 if self.depthwise else x.shape[-1], self.features)
     kernel = self.param('kernel', he_normal, shape).astype(x.dtype)
-    y = conv(x, kernel, self.stride, self.backend, self.in_loop)
+    y = convolve(x, kernel, self.stride, self.backend, self.in_loop, self.padding)
     if self.bias:
-      bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
+      bias = self.param('bias', torch_bias(math.prod(shape[:-1])), (self.features,))
       y = y + bias.astype(x.dtype)[None, None, None]
     return y
 
 
 class Output(nn.Module):
-  """Global average pool and the last, dense layer, in at least float32."""
+  """Global average pool and the last, dense layer, in at least float32.
+
+  Attributes:
+    classes: number of logits.
+    pool: over the image's pixels: the mean, or jnp.max. Of [N, C] there is nothing to pool.
+  """
   classes: int
+  pool: Callable[..., jax.Array] = jnp.mean
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    x = jnp.mean(wide(images), (1, 2))
+    x = self.pool(wide(images), (1, 2)) if images.ndim == 4 else wide(images)
     if not self.is_initializing():
       self.sow('features', 'input', x)  # for who asks for 'features'; no step does
     kernel = self.param('kernel', he_normal, (x.shape[-1], self.classes))
@@ -157,21 +186,41 @@ class Bottleneck(nn.Module):
   parts: Parts
   stride: int = 1
   expansion = 4
+  pools = ''  # where average pools take the strides' place
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
     conv, norm, first_norm = self.parts.conv, self.parts.norm, self.parts.first_norm
     y = (first_norm or norm)('norm1')(conv(self.features, 1, name='conv1')(x))
-    y = norm('norm2')(conv(self.features, 3, self.stride, name='conv2')(y))
+    stride = 1 if self.pools == 'both' else self.stride
+    y = norm('norm2')(conv(self.features, 3, stride, name='conv2')(y))
+    if stride < self.stride:
+      y = average_pool(y, self.stride, self.stride)
     y = conv(4 * self.features, 1, name='conv3')(y)
-    residual = shortcut(x, 4 * self.features, self.stride, self.parts)
+    residual = shortcut(x, 4 * self.features, self.stride, self.parts, bool(self.pools))
     return last_norm('norm3', y, residual, self.parts), None
 
 
-def shortcut(x: jax.Array, features: int, stride: int, parts: Parts) -> jax.Array:
-  """The identity where the shape stays, else a 1x1 convolution and a norm of the calling block."""
+class PooledShortcut(Bottleneck):
+  """A bottleneck whose shortcut has an average pool and a convolution without stride."""
+  pools = 'shortcut'
+
+
+class PooledBottleneck(Bottleneck):
+  """A bottleneck with average pools instead of strides, in the shortcut and after the 3x3."""
+  pools = 'both'
+
+
+def shortcut(x: jax.Array, features: int, stride: int, parts: Parts,
+             pooled: bool = False) -> jax.Array:
+  """The identity where the shape stays, else a 1x1 convolution and a norm of the calling block.
+
+  With `pooled` an average pool takes the place of its stride.
+  """
   if stride == 1 and x.shape[-1] == features:
     return x
+  if pooled and stride > 1:
+    x, stride = average_pool(x, stride, stride, ceil=True), 1
   y = parts.conv(features, 1, stride, name='shortcut_conv')(x)
   return parts.norm('shortcut_norm')(y, relu=False)
 

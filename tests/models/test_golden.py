@@ -15,6 +15,15 @@ from bnonly_jax.models import from_torch
 HOSTS = pathlib.Path(__file__).parents[3] / 'shared' / 'hosts'
 # Ours by the name there, and the fields of Style that differ from the default.
 NETWORKS = {
+    'SimpleNet_Pytorch/simplenet_cifar_310k': ('simplenet_310k', {}),
+    'timm/resnetrs50': ('imagenet_resnetrs50', {}),
+    'VoVNet.pytorch/vovnet27_slim': ('vovnet27s', {}),
+    'VoVNet.pytorch/vovnet39': ('vovnet39', {}),
+    'timm/inception_next_atto': ('inceptionnext_atto', {}),
+    'timm/inception_v4': ('inception_v4', {}),
+    'CLIP/ModifiedResNet-50 (output_dim 10, resolution 64)': ('clip_resnet50', {}),
+    'timm/deit_tiny_patch16_224': ('vit_tiny', {}),
+    'timm/deit_tiny_patch4_32 (img_size 32, patch_size 4)': ('vit_tiny', {}),
     'torchvision/resnet18': ('imagenet_resnet18', {}),
     'ECANet/eca_resnet18_k3333': ('imagenet_resnet18', {'attention': 'eca:3,3,3,3'}),
     'ECANet/eca_resnet50_k3557': ('imagenet_resnet50', {'attention': 'eca:3,5,5,7'}),
