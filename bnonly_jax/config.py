@@ -28,7 +28,7 @@ def default_config() -> ml_collections.ConfigDict:
   # parameter's name says whether it trains.
   config.train = 'batchnorm'
   # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
-  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19.
+  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19. docs/hosts.md has more.
   config.network = 'cifar_resnet14'
   # What normalises: batch, group (8 channels a group), layer (over an image), instance (over a
   # channel of an image), layer_channels (over a pixel), rms (over a pixel, without mean and bias),

@@ -15,7 +15,6 @@ from bnonly_jax.models import conv
 from bnonly_jax.models import depthwise
 from bnonly_jax.run import metrics
 
-
 _DEPTHWISE = (depthwise.shifted_products.__name__, depthwise.shifted_sums.__name__)
 
 
@@ -115,7 +114,7 @@ def cost(jaxpr: core.Jaxpr) -> tuple[int, int]:
   for eqn in jaxpr.eqns:
     shapes = [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
     work = None
-    if eqn.params.get('name') in _DEPTHWISE:
+    if eqn.params.get('name') in _DEPTHWISE and len(shapes) == 3:
       # Each tap of the kernel, times whichever of the images has a pixel for each product.
       taps, pixels = (shapes[1], shapes[2]) if eqn.params['name'] == _DEPTHWISE[0] else (
           shapes[2], shapes[1])

@@ -106,7 +106,8 @@ def network(run: Experiment) -> ResNet:
   config, ours = run.config, run.network
   require(config, 'network', 'a CIFAR or ImageNet ResNet with --against=flax',
           isinstance(ours, CifarResNet | ImageNetResNet))
-  for field, allowed in (('norm', 'batch'), ('attention', 'none'), ('remat', 'none'), ('replicates', 1)):
+  for field, allowed in (('norm', 'batch'), ('attention', 'none'), ('remat', 'none'),
+                         ('replicates', 1)):
     require(config, field, f'{allowed} with --against=flax', config[field] == allowed)
   if not all(isinstance(keep, bool | np.bool_) for keep in masks.flatten(run.mask).values()):
     raise UserError(f'config.train is {config.train!r}, which chooses single weights; allowed are'

@@ -23,8 +23,8 @@ from bnonly_jax.models.norm import WITH_BATCHNORM
 from bnonly_jax.models.parameters import Parameter
 from bnonly_jax.models.public import image_size
 
-__all__ = ['create', 'image_size', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter', 'Statistics',
-           'Style', 'variable_shapes', 'WEIGHT_STARTS', 'WITH_BATCHNORM']
+__all__ = ['create', 'image_size', 'initialise', 'look', 'NORM_STARTS', 'NORMS', 'Parameter',
+           'Statistics', 'Style', 'variable_shapes', 'WEIGHT_STARTS', 'WITH_BATCHNORM']
 
 _FAMILIES = (
     'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'
@@ -58,5 +58,6 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
   network = public.create(name, classes, style)
   if network:
     return network
-  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}; and {public.FAMILIES}. Try cifar_resnet14 (after'
+  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES};'
+                  f' {public.FAMILIES}. Try cifar_resnet14 (after'
                   ' configs/cifar10.py: just resnet14).')

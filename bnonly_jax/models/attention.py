@@ -35,8 +35,8 @@ def make(text: str, stages: int) -> list[Callable[[], nn.Module] | None]:
   right = {'none': not numbers, 'ese': not numbers, 'se': not numbers or len(sizes) == 1,
            'eca': not numbers or (len(sizes) == stages and all(size % 2 for size in sizes))}
   if not right.get(kind, False) or text.endswith(':'):
-    raise UserError(f'config.attention is {text!r}; allowed are {ALLOWED}. This network has {stages}'
-                    ' stages. Try --config.attention=eca.')
+    raise UserError(f'config.attention is {text!r}; allowed are {ALLOWED}. This network has'
+                    f' {stages} stages. Try --config.attention=eca.')
   if kind == 'eca':
     return [functools.partial(ECA, size) for size in sizes or [0] * stages]
   return [{'none': None, 'ese': ESE, 'se': functools.partial(SE, *sizes)}[kind]] * stages
@@ -98,7 +98,7 @@ class ESE(nn.Module):
 
 
 class PixelDense(nn.Module):
-  """A 1x1 convolution of one pixel [N, C]; its kernel has a convolution's shape [1, 1, C, C_out]."""
+  """A 1x1 convolution of one pixel [N, C]; its kernel is a convolution's: [1, 1, C, C_out]."""
   features: int
 
   @nn.compact

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from bnonly_jax.models import attention
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 
 
@@ -46,6 +47,6 @@ class CifarResNet(nn.Module):
     top, _, part = module.partition('/')
     if not part:
       return {'stem_conv': 'conv', 'stem_norm': 'bn', 'output': 'fc'}[top]
-    stage, number = layers.torch_block(top, block, apart=not top.startswith('stage1'))
+    stage, number = from_torch.torch_block(top, block, apart=not top.startswith('stage1'))
     before = list(itertools.accumulate(self.stages, initial=0))[stage - 1]
-    return f'blocks.{before + number}.{layers.torch_part(part, "shortcut")}'
+    return f'blocks.{before + number}.{from_torch.torch_part(part, "shortcut")}'

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from bnonly_jax.models import attention
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 from bnonly_jax.models import pools
 from bnonly_jax.models.norm import wide
@@ -79,5 +80,5 @@ class ClipResNet(nn.Module):
       return f'attnpool.{part}'.rstrip('.')
     if not part:
       return top.removeprefix('stem_').replace('norm', 'bn')
-    stage, number = layers.torch_block(top, block, apart=True)
-    return f'layer{stage}.{number}.{layers.torch_part(part)}'
+    stage, number = from_torch.torch_block(top, block, apart=True)
+    return f'layer{stage}.{number}.{from_torch.torch_part(part)}'

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from bnonly_jax.models import attention
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 
 # Blocks in each of the four stages, by depth; 200 as in He et al. 2016 (arXiv 1603.05027) and
@@ -46,5 +47,5 @@ class ImageNetResNet(nn.Module):
     if not part:
       return {'stem_conv': 'conv1', 'stem_norm': 'bn1', 'output': 'fc'}[top]
     apart = self.depth >= 50 or not top.startswith('stage1')
-    stage, number = layers.torch_block(top, block, apart)
-    return f'layer{stage}.{number}.{layers.torch_part(part)}'
+    stage, number = from_torch.torch_block(top, block, apart)
+    return f'layer{stage}.{number}.{from_torch.torch_part(part)}'

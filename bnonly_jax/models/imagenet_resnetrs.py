@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 
 from bnonly_jax.models import attention
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 
 # Blocks in each of the four stages, by depth (the paper's table of depths).
@@ -50,6 +51,6 @@ class ResNetRS(nn.Module):
       return {'stem_conv1': 'conv1.0', 'stem_norm1': 'conv1.1', 'stem_conv2': 'conv1.3',
               'stem_norm2': 'conv1.4', 'stem_conv3': 'conv1.6', 'stem_norm3': 'bn1',
               'stem_conv4': 'maxpool.0', 'stem_norm4': 'maxpool.1', 'output': 'fc'}[top]
-    stage, number = layers.torch_block(top, block, apart=True)
+    stage, number = from_torch.torch_block(top, block, apart=True)
     # There a pool, or an identity in its place, comes first in the shortcut.
-    return f'layer{stage}.{number}.{layers.torch_part(part, first=1)}'
+    return f'layer{stage}.{number}.{from_torch.torch_part(part, first=1)}'

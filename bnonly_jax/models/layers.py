@@ -285,33 +285,6 @@ def unstack(named: dict[str, Any], stacks: Collection[str] = ()) -> dict[str, An
   return {name: unstacked[name] for name in sorted(unstacked, key=order)}
 
 
-def torch_block(top: str, block: int, apart: bool) -> tuple[int, int]:
-  """Returns the stage of a module, from 1, and its block's place there, from 0, as PyTorch counts.
-
-  Args:
-    top: 'stage2_first', 'stage2_stack' or 'stage2_block4'.
-    block: which of the stack.
-    apart: whether the stage's first block stands apart from its stack.
-  """
-  stage, place = top.removeprefix('stage').split('_')
-  start = {'first': 0, 'stack': int(apart)}.get(place)
-  return int(stage), block + (int(place.removeprefix('block')) - 1 if start is None else start)
-
-
-def torch_part(part: str, down: str = 'downsample', first: int = 0) -> str:
-  """Returns PyTorch's name of a residual block's module.
-
-  Args:
-    part: ours, 'norm1'.
-    down: what the shortcut is called.
-    first: the place of its convolution in it, before which there may be a pool.
-  """
-  place = {'shortcut_conv': f'{down}.{first}', 'shortcut_norm': f'{down}.{first + 1}',
-           'attention': 'eca.conv', 'attention/fc1': 'se.fc1', 'attention/fc2': 'se.fc2',
-           'attention/fc': 'se.fc', 'norm1/in_norm': 'bn1.IN', 'norm1/bn_norm': 'bn1.BN', 'end_norm': 'IN'}
-  return place.get(part, part.replace('norm', 'bn', 1))
-
-
 def adds_residual(name: str, names: Collection[str]) -> bool:
   """Whether a ReLU's module, by its unstacked name among all of them, adds its block's residual."""
   block, _, number = name.rpartition('norm')

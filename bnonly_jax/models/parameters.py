@@ -101,7 +101,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def _note(seen, module, path):
   """Notes the parameters below a module after a call of it; the deepest one owns them."""
-  if isinstance(module, nn.MultiHeadDotProductAttention) or getattr(module, 'is_attention', False):
+  if getattr(module, 'is_attention', isinstance(module, nn.MultiHeadDotProductAttention)):
     seen.attention.add(path)
   for name, leaf in flatten(nn.meta.unbox(module.variables.get('params', {}))).items():
     name = '/'.join((*path, name))
@@ -122,7 +122,8 @@ def _known(seen, leaves):
         for index in np.ndindex(*stack))
     norm = norm_kind(owner)
     group = _group(owner, norm, name)
-    if group in ('conv', 'dense', 'other') and any(owner.path[:len(path)] == path for path in seen.attention):
+    if group in ('conv', 'dense', 'other') and any(
+        owner.path[:len(path)] == path for path in seen.attention):
       group = 'attention'
     parameters[name] = Parameter(
         group, norm if group in ('gamma', 'beta') else '', shape, stack,

@@ -35,9 +35,9 @@ class SimpleNet(nn.Module):
       UserError: the images have less than 16 pixels a side, and nothing is left after four pools.
     """
     if min(images.shape[1:3]) < 16:
-      raise UserError(f'config.network is a simplenet, and the images have {images.shape[1]}x'
-                      f'{images.shape[2]} pixels; allowed are 16x16 and more. Choose a cifar_resnet,'
-                      ' or other data.')
+      raise UserError(f'config.network is a simplenet, and the images have'
+                      f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
+                      ' Choose a cifar_resnet, or other data.')
     parts = layers.parts(self.style, train, keep=0.95)
     x, number = images, 0
     for features in self.channels:

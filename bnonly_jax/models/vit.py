@@ -69,8 +69,8 @@ class ViT(nn.Module):
     parts = layers.parts(self.style._replace(norm=norm), train, epsilon=EPSILON)
     patch = self.patch or (4 if min(images.shape[1:3]) < 64 else 16)
     if any(side % patch for side in images.shape[1:3]):
-      raise UserError(f'config.network is a vit with patches of {patch}x{patch}, and the images have'
-                      f' {images.shape[1]}x{images.shape[2]} pixels; allowed are multiples of'
+      raise UserError(f'config.network is a vit with patches of {patch}x{patch}, and the images'
+                      f' have {images.shape[1]}x{images.shape[2]} pixels; allowed are multiples of'
                       f' {patch}. Set --config.data.image_size=...')
     x = parts.conv(self.features, patch, patch, bias=True, padding='VALID', name='patch')(images)
     x = x.reshape(len(x), -1, self.features)

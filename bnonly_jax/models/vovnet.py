@@ -1,4 +1,4 @@
-"""VoVNet (Lee et al. 2019, arXiv 1904.09730) in the form of VoVNet.pytorch 039d9dc, and with eSE."""
+"""VoVNet (Lee et al. 2019, arXiv 1904.09730) as VoVNet.pytorch 039d9dc has it, and with eSE."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bnonly_jax.models import attention
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 from bnonly_jax.models import pools
 
@@ -95,14 +96,14 @@ class VoVNet(nn.Module):
     return x
 
   def torch_module(self, module: str, block: int) -> str:
-    """Returns the name of a module in VoVNet.pytorch; eSE's is that of VoVNetV2's for detectron2."""
+    """Returns the name of a module in VoVNet.pytorch; eSE's, of VoVNetV2's for detectron2."""
     top, _, part = module.partition('/')
     if top == 'output':
       return 'classifier'
     if not part:
       name, kind = top.split('_')
       return f'stem.stem_{name[-1]}/{kind}'
-    stage, number = layers.torch_block(top, block, apart=True)
+    stage, number = from_torch.torch_block(top, block, apart=True)
     osa = f'OSA{stage + 1}_{number + 1}'
     start, (name, _, kind) = f'stage{stage + 1}.{osa}', part.partition('_')
     if name == 'concat':

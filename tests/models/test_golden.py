@@ -31,6 +31,7 @@ NETWORKS = {
     'IBN-Net/resnet50_ibn_a': ('imagenet_resnet50', {'norm': 'ibn_a'}),
     'IBN-Net/resnet50_ibn_b': ('imagenet_resnet50', {'norm': 'ibn_b'}),
 }
+_SLOW = ('resnet50', 'resnetrs50', 'inception_v4', 'CLIP', '224')  # seconds each to compile
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +61,9 @@ def fill(name, shape, gain):
   return np.float32(value)
 
 
-@pytest.mark.parametrize('theirs', NETWORKS)
+@pytest.mark.parametrize('theirs', [
+    pytest.param(name, marks=[pytest.mark.slow] * any(part in name for part in _SLOW))
+    for name in NETWORKS])
 def test_the_logits_are_those_of_the_public_code(golden, theirs):
   found, shapes = golden[0][theirs], golden[1][theirs]
   name, style = NETWORKS[theirs]
