@@ -30,12 +30,18 @@ def default_config() -> ml_collections.ConfigDict:
   # found in a parameter's name (--describe --names) says whether it trains.
   config.train = 'batchnorm'
   # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
-  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19. Or a network of your own,
-  # my_package.my_file:make, where make(classes=...) returns a Linen module (docs/networks.md).
+  # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19. docs/hosts.md has more. Or
+  # a network of your own, my_package.my_file:make, where make(classes=...) returns a Linen module
+  # (docs/networks.md).
   config.network = 'cifar_resnet14'
-  # What normalises: batch, group (8 channels a group), layer or none. In `train`, `batchnorm`,
-  # `gamma` and `beta` mean the scale and bias of whichever it is.
+  # What normalises: batch, group (8 channels a group), layer (over an image), instance (over a
+  # channel of an image), layer_channels (over a pixel), rms (over a pixel, without mean and bias),
+  # ibn_a or ibn_b (batch and, in some places, instance) or none. In `train`, `batchnorm`, `gamma`
+  # and `beta` mean the scale and bias of whichever it is.
   config.norm = 'batch'
+  # What weighs the channels at the end of each residual block: none, se (se:R: R channels a hidden
+  # unit), eca (eca:3,5,5,7: kernel sizes a stage), or ese.
+  config.attention = 'none'
   # How weights start: he_normal, he_uniform, orthogonal, or binary (he_normal's sign times std).
   config.weight_start = 'he_normal'
   # How gamma and beta start: uniform (U[0,1) and 0), one_zero (1 and 0), one_one (1 and 1) or

@@ -12,7 +12,10 @@ from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax.models import conv
+from bnonly_jax.models import depthwise
 from bnonly_jax.run import metrics
+
+_DEPTHWISE = (depthwise.shifted_products.__name__, depthwise.shifted_sums.__name__)
 
 
 def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -111,7 +114,12 @@ def cost(jaxpr: core.Jaxpr) -> tuple[int, int]:
   for eqn in jaxpr.eqns:
     shapes = [var.aval.shape for var in (*eqn.invars, *eqn.outvars)]
     work = None
-    if eqn.params.get('name') == conv.strided_input_gradient.__name__:
+    if eqn.params.get('name') in _DEPTHWISE and len(shapes) == 3:
+      # Each tap of the kernel, times whichever of the images has a pixel for each product.
+      taps, pixels = (shapes[1], shapes[2]) if eqn.params['name'] == _DEPTHWISE[0] else (
+          shapes[2], shapes[1])
+      work = np.prod(pixels) * np.prod(taps[:2])
+    elif eqn.params.get('name') == conv.strided_input_gradient.__name__:
       size, _, _, features = shapes[1]
       work = np.prod(shapes[2]) * size ** 2 * features // 4
     elif eqn.primitive.name == 'conv_general_dilated':

@@ -148,7 +148,8 @@ def _build(fields, info, target):
   config.update_from_flattened_dict(json.loads(fields))
   statistics = batchnorm_statistics(config, len(target.devices))
   network = models.create(config.network, info.classes, models.Style(
-      config.norm, statistics, config.remat == 'block', target.backend, config.unroll))
+      config.norm, statistics, config.remat == 'block', target.backend, config.unroll,
+      config.attention))
   if models.is_own(config.network):
     models.check_own(network, config.network, info.image_shape, info.classes, config.compute_dtype,
                      steps.AXIS)
@@ -186,7 +187,7 @@ def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> mod
   images = config.batchnorm_images or batch
   fitting = [n for n in range(1, batch + 1)
              if batch % n == 0 and (n % share == 0 or share % n == 0)]
-  if config.norm != 'batch':
+  if config.norm not in models.WITH_BATCHNORM:
     return models.Statistics()
   if images not in fitting:
     nearest = [max((n for n in fitting if n < images), default=None),

@@ -88,3 +88,9 @@ def test_all_names_are_listed_as_a_selection_may_say_them():
   assert rows['stem_conv/kernel'] == ['3x3x3x16', 'conv', '16 train']
   assert rows['stage1/block2/norm1/scale'] == ['16', 'gamma', 'trains']
   assert rows['stage1/block1/norm1/scale'] == ['16', 'gamma', 'frozen']
+
+
+def test_depthwise_convolutions_count_as_elsewhere():
+  # timm's inceptionnext_atto at 224 pixels has 0.503 billion multiplications and additions.
+  flops = described(network='inceptionnext_atto')['flops_forward']
+  assert round(flops / 2e9, 3) == 0.503

@@ -63,7 +63,7 @@ def specification(config: ml_collections.ConfigDict) -> dict[str, Any]:
       PyTorch is not installed.
   """
   for field, allowed in (('train', ('batchnorm', 'all')), ('norm', ('batch',)),
-                         ('remat', ('none',)), ('replicates', (1,))):
+                         ('attention', ('none',)), ('remat', ('none',)), ('replicates', (1,))):
     require(config, field, f'{" or ".join(map(str, allowed))} with --against=torch',
             config[field] in allowed)
   if importlib.util.find_spec('torch') is None:

@@ -106,7 +106,8 @@ def network(run: Experiment) -> ResNet:
   config, ours = run.config, run.network
   require(config, 'network', 'a CIFAR or ImageNet ResNet with --against=flax',
           isinstance(ours, CifarResNet | ImageNetResNet))
-  for field, allowed in (('norm', 'batch'), ('remat', 'none'), ('replicates', 1)):
+  for field, allowed in (('norm', 'batch'), ('attention', 'none'), ('remat', 'none'),
+                         ('replicates', 1)):
     require(config, field, f'{allowed} with --against=flax', config[field] == allowed)
   if not all(isinstance(keep, bool | np.bool_) for keep in masks.flatten(run.mask).values()):
     raise UserError(f'config.train is {config.train!r}, which chooses single weights; allowed are'
@@ -114,7 +115,7 @@ def network(run: Experiment) -> ResNet:
   statistics = ours.style.statistics
   groups = statistics.device_groups and [list(group) for group in statistics.device_groups]
   imagenet = isinstance(ours, ImageNetResNet)
-  return ResNet(tuple(STAGES[ours.depth]) if imagenet else (ours.blocks,) * 3, ours.width,
+  return ResNet(tuple(STAGES[ours.depth]) if imagenet else ours.stages, ours.width,
                 ours.classes, imagenet and ours.depth >= 50, imagenet, config.compute_dtype,
                 (statistics.axis_name, groups))
 

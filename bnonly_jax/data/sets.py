@@ -14,6 +14,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from bnonly_jax import models
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.data import decode
@@ -266,7 +267,8 @@ def form(config: ml_collections.ConfigDict, info: Info) -> decode.Form:
 
 
 def find_or_assume(config: ml_collections.ConfigDict) -> tuple[Info, bool]:
-  """Looks up the data set; without one it is CIFAR-10's size, or ImageNet's for its networks.
+  """Looks up the data set; without one it has CIFAR-10's size, or for networks made for
+  ImageNet that one's.
 
   Returns:
     What there is to say of it, and whether it is prepared.
@@ -274,7 +276,7 @@ def find_or_assume(config: ml_collections.ConfigDict) -> tuple[Info, bool]:
   try:
     return find(config), True
   except UserError:
-    large = config.network.startswith('imagenet')
-    shape = (224, 224, 3) if large else (32, 32, 3)
+    side = models.image_size(config.network)
+    large, shape = side > 32, (side, side, 3)
     return Info(None, '', shape, shape, ('',) * (1000 if large else 10),
                      1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test'), False

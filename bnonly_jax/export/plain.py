@@ -163,6 +163,9 @@ def fold(trained: Trained, threshold: float = 0.0) -> tuple[list[dict[str, Any]]
   if trained.config.norm != 'batch':
     raise UserError(f'config.norm is {trained.config.norm!r}, which no convolution can take up;'
                     ' allowed is batch. Export it by stablehlo, without --threshold.')
+  if trained.config.attention != 'none':
+    raise UserError(f'config.attention is {trained.config.attention!r}, which is not known here;'
+                    ' allowed is none. Export it by stablehlo, without --threshold.')
   named = {}
   for collection in ('params', 'batch_stats'):
     named |= layers.unstack(masks.flatten(trained.variables[collection]))

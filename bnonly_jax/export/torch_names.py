@@ -6,6 +6,7 @@ import flax.traverse_util
 import numpy as np
 import safetensors.numpy
 
+from bnonly_jax import models
 from bnonly_jax.config import UserError
 from bnonly_jax.export import loading
 from bnonly_jax.export import network
@@ -14,8 +15,8 @@ from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 from bnonly_jax.run import metrics
 
-# From our order of axes to PyTorch's: HWIO to OIHW, IO to OI.
-_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+# From a kernel's order of axes to PyTorch's: HWIO to OIHW, LIO to OIL, IO to OI.
+_AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}
 
 
 def state_dict(trained: Trained) -> dict[str, np.ndarray]:
@@ -24,7 +25,7 @@ def state_dict(trained: Trained) -> dict[str, np.ndarray]:
   Raises:
     UserError: PyTorch's networks of these names have BatchNorm, and this one has another norm.
   """
-  if trained.config.norm != 'batch':
+  if trained.config.norm not in models.WITH_BATCHNORM:
     raise UserError(f"config.norm is {trained.config.norm!r}; open_lth's and torchvision's networks"
                     ' have BatchNorm. Export it by stablehlo.')
   found = {}
@@ -32,8 +33,13 @@ def state_dict(trained: Trained) -> dict[str, np.ndarray]:
     names = list(from_torch.torch_names(name, value.shape, trained.network))
     tensors = value if layers.is_stacked(name) else [value]
     for torch_name, tensor in zip(names, tensors, strict=True):
-      found[torch_name] = np.ascontiguousarray(np.transpose(tensor, _AXES[tensor.ndim]))
+      found[torch_name] = _turned(name, tensor)
   return found
+
+
+def _turned(name, tensor):
+  turned = np.transpose(tensor, _AXES[tensor.ndim]) if name.endswith('/kernel') else tensor
+  return np.ascontiguousarray(turned)
 
 
 def export(source: str, output: str, step: int | None = None, data_dir: str = '',

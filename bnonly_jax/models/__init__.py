@@ -5,6 +5,7 @@ import re
 import flax.linen as nn
 
 from bnonly_jax.config import UserError
+from bnonly_jax.models import public
 from bnonly_jax.models.cifar_resnet import CifarResNet
 from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
@@ -18,13 +19,16 @@ from bnonly_jax.models.initialise import WEIGHT_STARTS
 from bnonly_jax.models.layers import Style
 from bnonly_jax.models.norm import KINDS as NORMS
 from bnonly_jax.models.norm import Statistics
+from bnonly_jax.models.norm import WITH_BATCHNORM
 from bnonly_jax.models.own import check as check_own
 from bnonly_jax.models.own import create as create_own
 from bnonly_jax.models.own import is_own
 from bnonly_jax.models.parameters import Parameter
+from bnonly_jax.models.public import image_size
 
-__all__ = ['check_own', 'create', 'initialise', 'is_own', 'look', 'NORM_STARTS', 'NORMS',
-           'Parameter', 'Statistics', 'Style', 'variable_shapes', 'WEIGHT_STARTS']
+__all__ = ['check_own', 'create', 'image_size', 'initialise', 'is_own', 'look', 'NORM_STARTS',
+           'NORMS', 'Parameter', 'Statistics', 'Style', 'variable_shapes', 'WEIGHT_STARTS',
+           'WITH_BATCHNORM']
 
 _FAMILIES = (
     'cifar_resnetN and cifar_resnetNxK with N = 6 D + 2 (8, 14, 20, 32, 56, 110, 218, 434, 866,'
@@ -58,5 +62,9 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
       raise UserError(f"config.remat is 'block', and config.network {name!r} has no residual"
                       ' blocks; allowed is none. Set --config.remat=none')
     return CifarVGG(depth, classes, style)
-  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES}. Try cifar_resnet14 (after'
+  network = public.create(name, classes, style)
+  if network:
+    return network
+  raise UserError(f'config.network is {name!r}; allowed are {_FAMILIES};'
+                  f' {public.FAMILIES}. Try cifar_resnet14 (after'
                   ' configs/cifar10.py: just resnet14).')

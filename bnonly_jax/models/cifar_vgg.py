@@ -33,6 +33,10 @@ class CifarVGG(nn.Module):
       raise UserError(f'config.network is cifar_vgg{self.depth}, and the images have'
                       f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
                       ' Choose a cifar_resnet, or other data.')
+    if self.style.attention != 'none':
+      raise UserError(f'config.attention is {self.style.attention!r}, and config.network'
+                      f" 'cifar_vgg{self.depth}' has no residual blocks; allowed is none. Set"
+                      ' --config.attention=none')
     parts = layers.parts(self.style, train)
     x, count = images, 0
     for i, convolutions in enumerate(GROUPS[self.depth]):
@@ -43,3 +47,12 @@ class CifarVGG(nn.Module):
         x = parts.conv(min(64 * 2 ** i, 512), bias=True, name=f'conv{count}')(x)
         x = parts.norm(f'norm{count}')(x)
     return layers.Output(self.classes, name='output')(x)
+
+  def torch_module(self, module: str, block: int) -> str:
+    """Returns the name of a module in open_lth's models/cifar_vgg.py."""
+    if module == 'output':
+      return 'fc'
+    kind, number = module[:4], int(module[4:])
+    # PyTorch counts the max pools between the groups of convolutions, too.
+    pools = sum(number > sum(GROUPS[self.depth][:i + 1]) for i in range(4))
+    return f'layers.{number - 1 + pools}.{"bn" if kind == "norm" else "conv"}'

@@ -6,6 +6,76 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from bnonly_jax.models.depthwise import depthwise
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, backend: str = 'cpu',
+             in_loop: bool = False, padding: str = 'SAME') -> jax.Array:
+  """Convolves with a kernel of any shape, of all channels or of each by itself.
+
+  Args:
+    x: [N, H, W, C_in], any floating dtype.
+    kernel: [height, width, C_in, C_out], or [height, width, 1, C_in]: each channel has its own.
+    stride: step in both directions.
+    backend: for which it is to be fast: cpu, or any other. Results are equal up to rounding.
+    in_loop: whether it is in the body of a scan.
+    padding: SAME, as PyTorch's (size - 1) // 2 on either side, or VALID, none.
+
+  Returns:
+    [N, H', W', C_out], of x's dtype.
+  """
+  height, width = kernel.shape[:2]
+  pads = tuple(((size - 1) // 2,) * 2 if padding == 'SAME' else (0, 0) for size in (height, width))
+  if kernel.shape[2] == 1 and kernel.shape[3] == x.shape[-1]:
+    return depthwise(x, kernel, pads, stride, backend)
+  if height == width and height % 2 and stride <= 2 and padding == 'SAME':
+    return conv(x, kernel, stride, backend, in_loop)
+  if height == width == stride and padding == 'VALID':
+    return _patches(x, kernel, stride)
+  if backend == 'cpu' and stride == 1:
+    return _odd_shapes(x, kernel, pads)
+  return _any(x, kernel, stride, pads)
+
+
+def _any(x, kernel, stride, pads):
+  return lax.conv_general_dilated(
+      x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _patches(x, kernel, size):
+  """A convolution of patches that do not overlap: one matrix product."""
+  n, rows, columns, channels = len(x), x.shape[1] // size, x.shape[2] // size, x.shape[3]
+  x = x[:, :rows * size, :columns * size].reshape(n, rows, size, columns, size, channels)
+  return x.swapaxes(2, 3).reshape(n, rows, columns, -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _odd_shapes(x, kernel, pads):
+  return _any(x, kernel, 1, pads)
+
+
+def _odd_forward(x, kernel, pads):
+  return _any(x.value, kernel.value, 1, pads), (
+      x.value if kernel.perturbed else None, kernel.value, () if x.perturbed else None)
+
+
+def _odd_backward(pads, saved, dy):
+  x, kernel, wanted = saved
+  size, dx = kernel.shape[:2], None
+  if wanted is not None:
+    back = [(n - 1 - before, n - 1 - after) for n, (before, after) in zip(size, pads, strict=True)]
+    dx = _any(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), 1, back)
+  if x is None:
+    return dx, None
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  rows, columns = dy.shape[1:3]
+  taps = [jnp.einsum('nhwi,nhwo->io', x[:, i:i + rows, j:j + columns], dy)
+          for i in range(size[0]) for j in range(size[1])]
+  return dx, jnp.stack(taps).reshape(kernel.shape)
+
+
+_odd_shapes.defvjp(_odd_forward, _odd_backward, symbolic_zeros=True)
+
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, backend: str = 'cpu',
          in_loop: bool = False) -> jax.Array:

@@ -1,7 +1,7 @@
-"""PyTorch weights in: the official code's networks (open_lth) and torchvision's ResNets.
+"""PyTorch weights in, under the names of the public code of each network.
 
-The names on PyTorch's side are those of open_lth's models/cifar_resnet.py, models/cifar_vgg.py and
-models/imagenet_resnet.py, the last being torchvision's own below a prefix 'model.'.
+Each network's `torch_module(module, block)` says which module of that code is one of its own;
+`block` counts from 0 within a stack of equal blocks.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,10 @@ import safetensors.numpy
 
 from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
-from bnonly_jax.models.cifar_resnet import CifarResNet
-from bnonly_jax.models.cifar_vgg import CifarVGG
-from bnonly_jax.models.cifar_vgg import GROUPS
-from bnonly_jax.models.imagenet_resnet import STAGES
 
 SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')  # of the files that `read` reads
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
-           'var': 'running_var'}
+_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var',
+           'layer_scale': 'gamma'}
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -72,7 +68,7 @@ def convert(state_dict: dict[str, np.ndarray], network: nn.Module,
   Raises:
     UserError: tensors are missing, surplus or of another shape; the message names them.
   """
-  for prefix in ('module.', 'model.'):
+  for prefix in ('module.', 'model.', 'visual.'):
     if all(name.startswith(prefix) for name in state_dict):
       state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
   left = {name for name in state_dict if not name.endswith('num_batches_tracked')}
@@ -82,7 +78,9 @@ def convert(state_dict: dict[str, np.ndarray], network: nn.Module,
     missing += [source for source in sources if source not in left]
     if missing:
       continue
-    tensors = [_transposed(np.asarray(state_dict[source], np.float32)) for source in sources]
+    tensors = [np.asarray(state_dict[source], np.float32) for source in sources]
+    if name.endswith('/kernel'):
+      tensors = [_transposed(tensor) for tensor in tensors]
     left -= set(sources)
     stacked = layers.is_stacked(name)
     wanted = leaf.shape[1:] if stacked else leaf.shape
@@ -107,27 +105,44 @@ def _transposed(tensor):
 
 
 def torch_names(name: str, shape: tuple[int, ...], network: nn.Module) -> Iterator[str]:
-  """Yields PyTorch's name of a tensor of ours, or the names of those that a stack of ours holds."""
-  *module, leaf = name.split('/')[1:]
-  leaf = _LEAVES[leaf]
-  if module[0] == 'output':
-    yield f'fc.{leaf}'
-  elif isinstance(network, CifarVGG):
-    kind, number = module[0][:4], int(module[0][4:])
-    # PyTorch counts the max pools between the groups of convolutions, too.
-    pools = sum(number > sum(GROUPS[network.depth][:i + 1]) for i in range(4))
-    yield f'layers.{number - 1 + pools}.{"bn" if kind == "norm" else "conv"}.{leaf}'
-  elif module[0].startswith('stem'):
-    number = '' if isinstance(network, CifarResNet) else '1'
-    yield f'{"bn" if module[0] == "stem_norm" else "conv"}{number}.{leaf}'
-  else:
-    stage, part = module[0].removeprefix('stage').split('_')
-    cifar = isinstance(network, CifarResNet)
-    blocks = network.blocks if cifar else STAGES[network.depth][int(stage) - 1]
-    for number in [0] if part == 'first' else range(blocks - shape[0], blocks):
-      block = (f'blocks.{(int(stage) - 1) * blocks + number}' if cifar
-               else f'layer{stage}.{number}')
-      down = 'shortcut' if cifar else 'downsample'
-      layer = {'shortcut_conv': f'{down}.0', 'shortcut_norm': f'{down}.1'}.get(
-          module[1], module[1].replace('norm', 'bn'))
-      yield f'{block}.{layer}.{leaf}'
+  """Yields PyTorch's name of a tensor of ours, or the names of those that a stack of ours holds.
+
+  Raises:
+    UserError: the network, one from elsewhere, has no `torch_module` that tells them.
+  """
+  if not hasattr(network, 'torch_module'):
+    raise UserError(f'the network is a {type(network).__name__}, whose names in PyTorch are not'
+                    ' known: it has no torch_module(module, block). Allowed is the folder of a run'
+                    ' of the same network.')
+  *path, leaf = name.split('/')[1:]
+  module = '/'.join(path)
+  for block in range(shape[0] if layers.is_stacked(name) else 1):
+    yield f'{network.torch_module(module, block)}.{_LEAVES.get(leaf, leaf)}'.lstrip('.')
+
+
+def torch_block(top: str, block: int, apart: bool) -> tuple[int, int]:
+  """Returns the stage of a module, from 1, and its block's place there, from 0, as PyTorch counts.
+
+  Args:
+    top: 'stage2_first', 'stage2_stack' or 'stage2_block4'.
+    block: which of the stack.
+    apart: whether the stage's first block stands apart from its stack.
+  """
+  stage, place = top.removeprefix('stage').split('_')
+  start = {'first': 0, 'stack': int(apart)}.get(place)
+  return int(stage), block + (int(place.removeprefix('block')) - 1 if start is None else start)
+
+
+def torch_part(part: str, down: str = 'downsample', first: int = 0) -> str:
+  """Returns PyTorch's name of a residual block's module.
+
+  Args:
+    part: ours, 'norm1'.
+    down: what the shortcut is called.
+    first: the place of its convolution in it, before which there may be a pool.
+  """
+  place = {'shortcut_conv': f'{down}.{first}', 'shortcut_norm': f'{down}.{first + 1}',
+           'attention': 'eca.conv', 'attention/fc1': 'se.fc1', 'attention/fc2': 'se.fc2',
+           'attention/fc': 'se.fc', 'norm1/in_norm': 'bn1.IN', 'norm1/bn_norm': 'bn1.BN',
+           'end_norm': 'IN'}
+  return place.get(part, part.replace('norm', 'bn', 1))

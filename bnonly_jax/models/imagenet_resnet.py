@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from bnonly_jax.models import attention
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 
 # Blocks in each of the four stages, by depth; 200 as in He et al. 2016 (arXiv 1603.05027) and
@@ -29,10 +31,21 @@ class ImageNetResNet(nn.Module):
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Maps normalised images [N, H, W, C] to logits [N, classes]."""
     parts = layers.parts(self.style, train)
+    attentions = attention.make(self.style.attention, 4)
     block = layers.BasicBlock if self.depth < 50 else layers.Bottleneck
-    x = parts.norm('stem_norm')(parts.conv(self.width, 7, 2, name='stem_conv')(images))
+    x = parts.stem_norm('stem_norm')(parts.conv(self.width, 7, 2, name='stem_conv')(images))
     x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     for i, blocks in enumerate(STAGES[self.depth]):
-      x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i, parts,
-                       stride=2 if i else 1, style=self.style)
+      x = layers.stage(x, f'stage{i + 1}', block, blocks, self.width * 2 ** i,
+                       parts._replace(attention=attentions[i]), stride=2 if i else 1,
+                       style=self.style, last=i == 3)
     return layers.Output(self.classes, name='output')(x)
+
+  def torch_module(self, module: str, block: int) -> str:
+    """Returns the name of a module in torchvision's models/resnet.py."""
+    top, _, part = module.partition('/')
+    if not part:
+      return {'stem_conv': 'conv1', 'stem_norm': 'bn1', 'output': 'fc'}[top]
+    apart = self.depth >= 50 or not top.startswith('stage1')
+    stage, number = from_torch.torch_block(top, block, apart)
+    return f'layer{stage}.{number}.{from_torch.torch_part(part)}'

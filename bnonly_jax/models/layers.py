@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Sequence
 import functools
+import math
 import re
 from typing import Any
 from typing import NamedTuple
@@ -13,10 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnonly_jax.models.conv import conv
+from bnonly_jax.models.conv import convolve
+from bnonly_jax.models.norm import EPSILON
+from bnonly_jax.models.norm import GroupNorm
+from bnonly_jax.models.norm import InstanceBatchNorm
+from bnonly_jax.models.norm import KEEP
 from bnonly_jax.models.norm import make_norm
+from bnonly_jax.models.norm import NoNorm
 from bnonly_jax.models.norm import Statistics
 from bnonly_jax.models.norm import wide
+from bnonly_jax.models.pools import average_pool
 
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
@@ -30,6 +37,7 @@ class Style(NamedTuple):
 
   Attributes:
     norm: which norm, one of `norm.KINDS`.
+    attention: after the last norm of each block, as `attention.make` reads it.
     statistics: over which images BatchNorm takes its statistics.
     remat: whether residual blocks are computed again in the backward pass instead of saved.
     backend: for which it is to be fast: cpu, gpu or tpu.
@@ -40,6 +48,7 @@ class Style(NamedTuple):
   remat: bool = False
   backend: str = 'cpu'
   unroll: int = 0
+  attention: str = 'none'
 
 
 def unrolled(style: Style, blocks: int) -> int:
@@ -54,15 +63,46 @@ def unrolled(style: Style, blocks: int) -> int:
 
 
 class Parts(NamedTuple):
-  """What makes a network's convolutions, as `Conv`, and its norms, given their names."""
+  """What makes a network's convolutions, as `Conv`, and its norms, given their names.
+
+  Attributes:
+    conv: a convolution.
+    norm: a norm.
+    stem_norm: that of the stem.
+    first_norm: the first of a block; None: as the others.
+    attention: that of a block; None: there is none.
+    end_norm: what follows a block's addition, before its ReLU; None: nothing.
+  """
   conv: Callable[..., nn.Module]
   norm: Callable[[str], nn.Module]
+  stem_norm: Callable[[str], nn.Module]
+  first_norm: Callable[[str], nn.Module] | None = None
+  attention: Callable[[], nn.Module] | None = None
+  end_norm: Callable[[str], nn.Module] | None = None
 
 
-def parts(style: Style, train: bool) -> Parts:
+def parts(style: Style, train: bool, epsilon: float = EPSILON, keep: float = KEEP) -> Parts:
   """Returns the parts of a network of this style, in training or evaluation."""
-  return Parts(functools.partial(Conv, backend=style.backend),
-               make_norm(style.norm, train, style.statistics, style.backend))
+  norm = make_norm(style.norm, train, style.statistics, style.backend, epsilon, keep)
+  stem_norm = (lambda name: GroupNorm(1, name=name)) if style.norm == 'ibn_b' else norm
+  return Parts(functools.partial(Conv, backend=style.backend), norm, stem_norm)
+
+
+def conv_norm(x: jax.Array, name: str, features: int, size: int | tuple[int, int], parts: Parts,
+              stride: int = 1, padding: str = 'SAME') -> jax.Array:
+  """A convolution, a norm and a ReLU, as modules '{name}_conv' and '{name}_norm'."""
+  y = parts.conv(features, size, stride, padding=padding, name=f'{name}_conv')(x)
+  return parts.norm(f'{name}_norm')(y)
+
+
+def last_norm(name: str, y: jax.Array, residual: jax.Array, parts: Parts) -> jax.Array:
+  """The end of a block: its last norm, attention, addition, what else there is, ReLU."""
+  if parts.attention:
+    y = parts.attention(name='attention')(parts.norm(name)(y, relu=False))
+    y = NoNorm(name='sum')(y, residual, relu=not parts.end_norm)
+  else:
+    y = parts.norm(name)(y, residual=residual, relu=not parts.end_norm)
+  return parts.end_norm('end_norm')(y) if parts.end_norm else y
 
 
 def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
@@ -72,32 +112,52 @@ def torch_bias(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Conv(nn.Module):
-  """A square convolution in the images' dtype, padded as PyTorch pads it."""
+  """A convolution in the images' dtype, padded as PyTorch pads it.
+
+  Attributes:
+    features: channels that it puts out.
+    size: of the kernel, or its height and its width.
+    stride: step in both directions.
+    bias: whether it adds one.
+    backend: for which it is to be fast.
+    in_loop: whether it is in the body of a scan.
+    padding: SAME or VALID, as `conv.convolve` has it.
+    depthwise: whether each channel has a kernel of its own.
+  """
   features: int
-  size: int = 3
+  size: int | tuple[int, int] = 3
   stride: int = 1
   bias: bool = False
   backend: str = 'cpu'
   in_loop: bool = False
+  padding: str = 'SAME'
+  depthwise: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    shape = (self.size, self.size, x.shape[-1], self.features)
+    size = (self.size, self.size) if isinstance(self.size, int) else self.size
+    shape = (*size, 1 if self.depthwise else x.shape[-1], self.features)
     kernel = self.param('kernel', he_normal, shape).astype(x.dtype)
-    y = conv(x, kernel, self.stride, self.backend, self.in_loop)
+    y = convolve(x, kernel, self.stride, self.backend, self.in_loop, self.padding)
     if self.bias:
-      bias = self.param('bias', torch_bias(self.size ** 2 * x.shape[-1]), (self.features,))
+      bias = self.param('bias', torch_bias(math.prod(shape[:-1])), (self.features,))
       y = y + bias.astype(x.dtype)[None, None, None]
     return y
 
 
 class Output(nn.Module):
-  """Global average pool and the last, dense layer, in at least float32."""
+  """Global average pool and the last, dense layer, in at least float32.
+
+  Attributes:
+    classes: number of logits.
+    pool: over the image's pixels: the mean, or jnp.max. Of [N, C] there is nothing to pool.
+  """
   classes: int
+  pool: Callable[..., jax.Array] = jnp.mean
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
-    x = jnp.mean(wide(images), (1, 2))
+    x = self.pool(wide(images), (1, 2)) if images.ndim == 4 else wide(images)
     if not self.is_initializing():
       self.sow('features', 'input', x)  # for who asks for 'features'; no step does
     kernel = self.param('kernel', he_normal, (x.shape[-1], self.classes))
@@ -109,13 +169,15 @@ class BasicBlock(nn.Module):
   features: int
   parts: Parts
   stride: int = 1
+  expansion = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
-    conv, norm = self.parts
-    y = norm('norm1')(conv(self.features, 3, self.stride, name='conv1')(x))
+    conv, norm, first_norm = self.parts.conv, self.parts.norm, self.parts.first_norm
+    y = (first_norm or norm)('norm1')(conv(self.features, 3, self.stride, name='conv1')(x))
     y = conv(self.features, name='conv2')(y)
-    return norm('norm2')(y, residual=shortcut(x, self.features, self.stride, self.parts)), None
+    residual = shortcut(x, self.features, self.stride, self.parts)
+    return last_norm('norm2', y, residual, self.parts), None
 
 
 class Bottleneck(nn.Module):
@@ -123,21 +185,42 @@ class Bottleneck(nn.Module):
   features: int
   parts: Parts
   stride: int = 1
+  expansion = 4
+  pools = ''  # where average pools take the strides' place
 
   @nn.compact
   def __call__(self, x: jax.Array, _=None) -> tuple[jax.Array, None]:
-    conv, norm = self.parts
-    y = norm('norm1')(conv(self.features, 1, name='conv1')(x))
-    y = norm('norm2')(conv(self.features, 3, self.stride, name='conv2')(y))
+    conv, norm, first_norm = self.parts.conv, self.parts.norm, self.parts.first_norm
+    y = (first_norm or norm)('norm1')(conv(self.features, 1, name='conv1')(x))
+    stride = 1 if self.pools == 'both' else self.stride
+    y = norm('norm2')(conv(self.features, 3, stride, name='conv2')(y))
+    if stride < self.stride:
+      y = average_pool(y, self.stride, self.stride)
     y = conv(4 * self.features, 1, name='conv3')(y)
-    residual = shortcut(x, 4 * self.features, self.stride, self.parts)
-    return norm('norm3')(y, residual=residual), None
+    residual = shortcut(x, 4 * self.features, self.stride, self.parts, bool(self.pools))
+    return last_norm('norm3', y, residual, self.parts), None
 
 
-def shortcut(x: jax.Array, features: int, stride: int, parts: Parts) -> jax.Array:
-  """The identity where the shape stays, else a 1x1 convolution and a norm of the calling block."""
+class PooledShortcut(Bottleneck):
+  """A bottleneck whose shortcut has an average pool and a convolution without stride."""
+  pools = 'shortcut'
+
+
+class PooledBottleneck(Bottleneck):
+  """A bottleneck with average pools instead of strides, in the shortcut and after the 3x3."""
+  pools = 'both'
+
+
+def shortcut(x: jax.Array, features: int, stride: int, parts: Parts,
+             pooled: bool = False) -> jax.Array:
+  """The identity where the shape stays, else a 1x1 convolution and a norm of the calling block.
+
+  With `pooled` an average pool takes the place of its stride.
+  """
   if stride == 1 and x.shape[-1] == features:
     return x
+  if pooled and stride > 1:
+    x, stride = average_pool(x, stride, stride, ceil=True), 1
   y = parts.conv(features, 1, stride, name='shortcut_conv')(x)
   return parts.norm('shortcut_norm')(y, relu=False)
 
@@ -162,9 +245,9 @@ def unstacked_names(name: str, lifts: Sequence[str], lengths: Sequence[int],
     lengths: of its first axes, one for each of lifts.
     names: of all variables.
   """
-  stage, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack)/)?(.+)', name).groups()
-  if place == 'first':
-    return [f'{stage}/block1/{rest}']
+  stage, place, rest = re.fullmatch(r'(?:(stage\d+)_(first|stack|block\d+)/)?(.+)', name).groups()
+  if place and place != 'stack':
+    return [f'{stage}/{"block1" if place == "first" else place}/{rest}']
   offset = 1 + (place == 'stack' and any(n.startswith(f'{stage}_first/') for n in names))
   found = []
   for index in np.ndindex(*lengths):
@@ -203,32 +286,64 @@ def unstack(named: dict[str, Any], stacks: Collection[str] = ()) -> dict[str, An
 
 
 def adds_residual(name: str, names: Collection[str]) -> bool:
-  """Whether a norm, by its unstacked name among all of them, adds its block's residual."""
+  """Whether a ReLU's module, by its unstacked name among all of them, adds its block's residual."""
   block, _, number = name.rpartition('norm')
+  if name.endswith('/sum') or f'{block}sum' in names:
+    return name.endswith('/sum')
   return '/' in name and number.isdigit() and f'{block}norm{int(number) + 1}' not in names
 
 
 def stage(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: int, parts: Parts,
-          stride: int, style: Style) -> jax.Array:
+          stride: int, style: Style, last: bool = False) -> jax.Array:
   """Applies the blocks of a stage: the first, if it changes the shape, then the equal ones.
 
   The equal blocks are one block scanned over stacked parameters and statistics, in a loop that is
   unrolled as far as `unrolled` says; the names are the same either way. With `style.remat` only the
   blocks' inputs are saved, and each block is computed again in the backward pass. Called from a
   compact method, whose module owns them.
+
+  IBN's InstanceNorms (arXiv 1807.09441) are in all stages but the last (ibn_a: half of each block's
+  first norm), or in the stem and at the end of the last block of the first two stages (ibn_b). That
+  block then stands apart as '{name}_block{blocks}'.
+
+  Args:
+    x: [N, H, W, C].
+    name: 'stage1', 'stage2', ...
+    block: of which the stage is made, with `expansion`: channels that it puts out a feature.
+    blocks: how many.
+    features: of each block.
+    parts: of the network.
+    stride: of the first block.
+    style: of the network.
+    last: whether it is the network's last stage.
   """
-  expansion = 4 if block is Bottleneck else 1
+  expansion = block.expansion
+  if style.norm == 'ibn_a' and not last:
+    parts = parts._replace(first_norm=lambda name: InstanceBatchNorm(parts.norm, name=name))
+  ends_in_norm = style.norm == 'ibn_b' and name in ('stage1', 'stage2')
+  end_parts = parts._replace(end_norm=lambda name: GroupNorm(1, name=name))
   if style.remat:
     block = nn.remat(block)
-  if stride > 1 or x.shape[-1] != expansion * features:
+  if blocks > ends_in_norm and (stride > 1 or x.shape[-1] != expansion * features):
     x, _ = block(features, parts, stride, name=f'{name}_first')(x)
-    blocks -= 1
-  if blocks:
-    unroll = unrolled(style, blocks)
-    if unroll < blocks:
-      parts = parts._replace(conv=functools.partial(parts.conv, in_loop=True))
-    stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
-                      split_rngs={'params': True}, length=blocks,
-                      unroll=max(unroll, 2) if unroll == blocks else unroll)  # 1 would loop
-    x, _ = stacked(features, parts, name=f'{name}_stack')(x, None)
+    x = equal_blocks(x, f'{name}_stack', block, blocks - 1 - ends_in_norm, features, parts, style)
+  else:
+    x = equal_blocks(x, f'{name}_stack', block, blocks - ends_in_norm, features, parts, style)
+  if ends_in_norm:
+    stride = stride if blocks == 1 else 1
+    x, _ = block(features, end_parts, stride, name=f'{name}_block{blocks}')(x)
   return x
+
+
+def equal_blocks(x: jax.Array, name: str, block: type[nn.Module], blocks: int, features: Any,
+                 parts: Parts, style: Style) -> jax.Array:
+  """Applies as many blocks as there are, stacked as one module of this name; see `stage`."""
+  if not blocks:
+    return x
+  unroll = unrolled(style, blocks)
+  if unroll < blocks:
+    parts = parts._replace(conv=functools.partial(parts.conv, in_loop=True))
+  stacked = nn.scan(block, variable_axes={'params': 0, 'batch_stats': 0, 'intermediates': 0},
+                    split_rngs={'params': True}, length=blocks,
+                    unroll=max(unroll, 2) if unroll == blocks else unroll)  # 1 would loop
+  return stacked(features, parts, name=name)(x, None)[0]

@@ -21,7 +21,8 @@ EPSILON = 1e-5
 KEEP = 0.9
 
 
-KINDS = ('batch', 'group', 'layer', 'none')
+KINDS = ('batch', 'group', 'layer', 'instance', 'ibn_a', 'ibn_b', 'layer_channels', 'rms', 'none')
+WITH_BATCHNORM = ('batch', 'ibn_a', 'ibn_b')  # those with BatchNorms among them
 GROUP_SIZE = 8  # channels a group of GroupNorm
 
 
@@ -54,14 +55,20 @@ class Statistics(NamedTuple):
     return len(self.device_groups[0]) if self.device_groups else lax.axis_size(self.axis_name)
 
 
-def make_norm(kind: str, train: bool, statistics: Statistics,
-              backend: str = 'cpu') -> Callable[[str], nn.Module]:
-  """Returns what makes a network's norms, given their names."""
-  if kind == 'batch':
-    return lambda name: BatchNorm(train, statistics, backend, name=name)
+def make_norm(kind: str, train: bool, statistics: Statistics, backend: str = 'cpu',
+              epsilon: float = EPSILON, keep: float = KEEP) -> Callable[[str], nn.Module]:
+  """Returns what makes a network's norms, given their names.
+
+  Of ibn_a and ibn_b it makes the BatchNorms; `layers.stage` puts the others between them.
+  """
+  if kind in WITH_BATCHNORM:
+    return lambda name: BatchNorm(train, statistics, backend, epsilon, keep, name=name)
   if kind == 'none':
     return lambda name: NoNorm(name=name)
-  return lambda name: GroupNorm(GROUP_SIZE if kind == 'group' else None, name=name)
+  if kind in ('layer_channels', 'rms'):
+    return lambda name: ChannelNorm('rms' if kind == 'rms' else 'layer', epsilon, name=name)
+  size = {'group': GROUP_SIZE, 'layer': None, 'instance': 1}[kind]
+  return lambda name: GroupNorm(size, epsilon, name=name)
 
 
 class BatchNorm(nn.Module):
@@ -75,10 +82,14 @@ class BatchNorm(nn.Module):
     statistics: over which images. The running averages are those of the device's own images, a
       mean over `statistics.parts`.
     backend: for which it is to be fast.
+    epsilon: what is added to the variance.
+    keep: how much of the old value the running averages keep at each step.
   """
   train: bool = False
   statistics: Statistics = Statistics()
   backend: str = 'cpu'
+  epsilon: float = EPSILON
+  keep: float = KEEP
   is_norm = 'batch'
 
   @nn.compact
@@ -90,16 +101,16 @@ class BatchNorm(nn.Module):
     running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
     running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
     if not self.train:
-      inverse = lax.rsqrt(running_var.value + EPSILON)
+      inverse = lax.rsqrt(running_var.value + self.epsilon)
       z = _normalise(wide(y), _along(running_mean.value, y), _along(inverse, y), scale, bias)
       return _watched(self, _finish(z, residual, relu).astype(y.dtype), relu)
     out, mean, var = batch_norm(y, scale, bias, residual, relu, self.statistics,
-                                self.backend)
+                                self.backend, self.epsilon)
     if not self.is_initializing():
       count = self.statistics.devices() * y.size // (y.shape[-1] * self.statistics.parts)
       unbiased = var * (count / max(count - 1, 1))
-      running_mean.value = KEEP * running_mean.value + (1 - KEEP) * mean
-      running_var.value = KEEP * running_var.value + (1 - KEEP) * unbiased
+      running_mean.value = self.keep * running_mean.value + (1 - self.keep) * mean
+      running_var.value = self.keep * running_var.value + (1 - self.keep) * unbiased
     return _watched(self, out, relu)
 
 
@@ -107,14 +118,17 @@ class GroupNorm(nn.Module):
   """GroupNorm (Wu and He 2018, arXiv 1803.08494): each image by itself, groups of channels.
 
   Attributes:
-    group_size: channels a group; None is all of them, which is LayerNorm over [H, W, C].
+    group_size: channels a group; None is all of them, which is LayerNorm over [H, W, C], and 1 is
+      InstanceNorm.
+    epsilon: what is added to the variance.
   """
   group_size: int | None
+  epsilon: float = EPSILON
 
   @property
   def is_norm(self) -> str:
     """Which kind of norm it is."""
-    return 'group' if self.group_size else 'layer'
+    return {None: 'layer', 1: 'instance'}.get(self.group_size, 'group')
 
   @nn.compact
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
@@ -124,9 +138,49 @@ class GroupNorm(nn.Module):
     grouped = wide(y).reshape(*y.shape[:3], -1, self.group_size or y.shape[-1])
     mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
     var = jnp.mean(jnp.square(grouped - mean), (1, 2, 4), keepdims=True)
-    normalised = ((grouped - mean) * lax.rsqrt(var + EPSILON)).reshape(y.shape)
+    normalised = ((grouped - mean) * lax.rsqrt(var + self.epsilon)).reshape(y.shape)
     out = _finish(normalised * _along(scale, y) + _along(bias, y), residual, relu).astype(y.dtype)
     return _watched(self, out, relu)
+
+
+class ChannelNorm(nn.Module):
+  """LayerNorm or RMSNorm (arXiv 1910.07467) over the channels of each pixel or token, [..., C].
+
+  Attributes:
+    is_norm: layer, or rms: without the mean and without a bias.
+    epsilon: what is added to the variance, or to the mean square.
+  """
+  is_norm: str
+  epsilon: float = EPSILON
+
+  @nn.compact
+  def __call__(self, y: jax.Array, residual: jax.Array | None = None,
+               relu: bool = True) -> jax.Array:
+    scale = self.param('scale', nn.initializers.uniform(1.0), y.shape[-1:])
+    x = wide(y)
+    if self.is_norm == 'layer':
+      x = x - jnp.mean(x, -1, keepdims=True)
+    z = x * lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + self.epsilon) * _along(scale, y)
+    if self.is_norm == 'layer':
+      z = z + _along(self.param('bias', nn.initializers.zeros, y.shape[-1:]), y)
+    return _watched(self, _finish(z, residual, relu).astype(y.dtype), relu)
+
+
+class InstanceBatchNorm(nn.Module):
+  """IBN-a's norm (Pan et al. 2018, arXiv 1807.09441): InstanceNorm of half the channels, the first.
+
+  Attributes:
+    batch_norm: makes the other half's, given its name.
+  """
+  batch_norm: Callable[[str], nn.Module]
+
+  @nn.compact
+  def __call__(self, y: jax.Array, residual: jax.Array | None = None,
+               relu: bool = True) -> jax.Array:
+    half = y.shape[-1] // 2
+    halves = (GroupNorm(1, name='in_norm')(y[..., :half], relu=False),
+              self.batch_norm('bn_norm')(y[..., half:], relu=False))
+    return _watched(self, _finish(jnp.concatenate(halves, -1), residual, relu), relu)
 
 
 class NoNorm(nn.Module):
@@ -167,10 +221,10 @@ def _finish(z, residual, relu):
   return jnp.where(z <= 0, 0, z) if relu else z
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Array | None,
-               relu: bool, statistics: Statistics, backend: str = 'cpu'
-               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+               relu: bool, statistics: Statistics, backend: str = 'cpu',
+               epsilon: float = EPSILON) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises by the batch, adds the residual if any, applies the ReLU if asked.
 
   For the backward pass it saves y and, with a residual, one boolean an element; what autodiff would
@@ -184,12 +238,13 @@ def batch_norm(y: jax.Array, scale: jax.Array, bias: jax.Array, residual: jax.Ar
     relu: whether max(., 0) comes last.
     statistics: over which images to take the statistics.
     backend: for which it is to be fast.
+    epsilon: what is added to the variance.
 
   Returns:
     The output [N, H, W, C] of y's dtype; the mean [C] and the biased variance [C] of y, which carry
     no gradient, each the mean over `statistics.parts`.
   """
-  return _forward(y, scale, bias, residual, relu, statistics, backend)[0]
+  return _forward(y, scale, bias, residual, relu, statistics, backend, epsilon)[0]
 
 
 def _cut(x, parts):
@@ -213,7 +268,7 @@ def _over_parts(reduce, x):
   return reduce(x.reshape(-1, x.shape[-1]), 0) if x.ndim == 5 else x.reshape(-1)
 
 
-def _forward(y, scale, bias, residual, relu, statistics, backend):
+def _forward(y, scale, bias, residual, relu, statistics, backend, epsilon):
   cut = lambda a: _cut(a, statistics.parts)
   x = cut(wide(y))
   # One pass over y for both moments; a variance that rounding makes negative is zero.
@@ -221,7 +276,7 @@ def _forward(y, scale, bias, residual, relu, statistics, backend):
   count = x.size // total.size
   mean, square = statistics.mean((total / count, squares / count))
   var = jnp.maximum(square - jnp.square(mean), 0)
-  inverse = lax.rsqrt(var + EPSILON)
+  inverse = lax.rsqrt(var + epsilon)
   out = _finish(_normalise(x, mean, inverse, scale, bias), cut(residual), relu)
   out = out.astype(y.dtype).reshape(y.shape)
   passes = out > 0 if relu and residual is not None else None
@@ -229,7 +284,7 @@ def _forward(y, scale, bias, residual, relu, statistics, backend):
   return (out, *moments), (y, mean, inverse, scale, bias, passes, residual is not None)
 
 
-def _backward(relu, statistics, backend, saved, cotangents):
+def _backward(relu, statistics, backend, epsilon, saved, cotangents):
   y, mean, inverse, scale, bias, passes, has_residual = saved
   shape, dtype = y.shape, y.dtype
   y, g, passes = (_cut(a, statistics.parts) for a in (wide(y), wide(cotangents[0]), passes))

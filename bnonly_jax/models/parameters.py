@@ -12,6 +12,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from bnonly_jax.models import attention
 from bnonly_jax.models import layers
 
 # The kinds of norms, as `norm:KIND` chooses them. A class of one's own says `is_norm = True`, or
@@ -100,7 +101,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 def _note(seen, module, path):
   """Notes the parameters below a module after a call of it; the deepest one owns them."""
-  if isinstance(module, nn.MultiHeadDotProductAttention):
+  if getattr(module, 'is_attention', isinstance(module, nn.MultiHeadDotProductAttention)):
     seen.attention.add(path)
   for name, leaf in flatten(nn.meta.unbox(module.variables.get('params', {}))).items():
     name = '/'.join((*path, name))
@@ -121,7 +122,8 @@ def _known(seen, leaves):
         for index in np.ndindex(*stack))
     norm = norm_kind(owner)
     group = _group(owner, norm, name)
-    if group == 'dense' and any(owner.path[:len(path)] == path for path in seen.attention):
+    if group in ('conv', 'dense', 'other') and any(
+        owner.path[:len(path)] == path for path in seen.attention):
       group = 'attention'
     parameters[name] = Parameter(
         group, norm if group in ('gamma', 'beta') else '', shape, stack,
@@ -169,7 +171,8 @@ def _fan_in(owner, name, shapes):
     return 0
   if isinstance(owner, nn.DenseGeneral):
     inputs = 0 if owner.batch_dims else np.size(owner.axis)
-  elif isinstance(owner, (nn.Conv, nn.Dense, layers.Conv, layers.Output)) or (
+  elif isinstance(owner, (nn.Conv, nn.Dense, layers.Conv, layers.Output, attention.ECA,
+                          attention.PixelDense)) or (
       isinstance(owner, nn.ConvTranspose) and not owner.transpose_kernel):
     inputs = len(kernel) - 1
   else:

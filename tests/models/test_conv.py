@@ -61,3 +61,35 @@ def test_only_a_trained_kernel_costs_a_saved_input_and_a_gradient(trained):
   # Saved besides the input: what the sine's gradient needs.
   assert len(saved) == 1 + trained
   assert ('dot_general' in str(scans[-1].params['jaxpr'])) == trained
+
+
+@pytest.mark.parametrize('own', [False, True])
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+@pytest.mark.parametrize('size, stride', [
+    ((3, 3), 1), ((1, 5), 1), ((5, 1), 2), ((2, 2), 2), ((4, 4), 4), ((2, 3), 1), ((3, 3), 2),
+    ((4, 2), 3)])
+def test_kernels_of_any_shape_have_the_gradients_of_the_plain_convolution(size, stride, padding,
+                                                                          own):
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    x = rng.standard_normal((2, 9, 8, 3))
+    kernel = rng.standard_normal((*size, 1, 3) if own else (*size, 3, 4))
+    pads = [((n - 1) // 2,) * 2 if padding == 'SAME' else (0, 0) for n in size]
+    forms = [lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=3 if own else 1)]
+    forms += [lambda x, k, form=form: conv.convolve(x, k, stride, *form, padding=padding)
+              for form in (('cpu',), ('gpu',), ('cpu', stride == 1))]
+    weight = rng.standard_normal(forms[0](x, kernel).shape)
+    plain, *ours = (jax.tree.leaves(jax.value_and_grad(
+        lambda x, k, form=form: jnp.sum(weight * jnp.sin(form(x, k))), (0, 1))(x, kernel))
+                    for form in forms)
+  for found in ours:
+    for a, b in zip(found, plain, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_depthwise_convolution_on_the_cpu_calls_no_grouped_one():
+  x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((1, 3, 1, 3))
+  step = jax.make_jaxpr(jax.grad(lambda x, k: jnp.sum(jnp.sin(conv.convolve(x, k))), (0, 1)))
+  assert 'conv_general_dilated' not in str(step(x, kernel))
