@@ -1,0 +1,48 @@
+"""RESULTS.md and the runs that are kept: each number is drawn from them, each network loads."""
+
+import importlib.util
+
+import pytest
+from sweeps import ROOT
+
+import bnonly_jax
+from bnonly_jax.run import reading
+from bnonly_jax.sweep.rows import rows
+
+KEPT = ROOT / 'docs/runs'
+
+
+def small_end():
+  """The sweep that RESULTS.md leads with."""
+  path = ROOT / 'configs/figures/small_end.py'
+  spec = importlib.util.spec_from_file_location('small_end', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config('paper')
+  config.seeds = 3
+  config.base.data.name = 'cifar10_jpeg'
+  return config
+
+
+@pytest.mark.parametrize('panel', small_end().panels)
+def test_the_results_are_those_of_the_runs_that_are_kept(panel):
+  text = (ROOT / 'RESULTS.md').read_text()
+  lead = [[cell.strip() for cell in line.split('|')[1:-1]]
+          for line in text[:text.index('## What the paper reports')].splitlines()]
+  found = [row for row in rows(small_end(), KEPT, panel) if row.runs]
+  assert found
+  for row in found:
+    at = [] if row.at is None else [f'{row.at:g}']
+    spread = '' if row.sd is None else f'{row.sd:.2f}'
+    begin = [row.line, row.x, *at, str(row.runs), f'{row.mean:.2f}', spread]
+    assert any(cells[:len(begin)] == begin for cells in lead), begin
+
+
+@pytest.mark.parametrize('file', sorted(KEPT.glob('*/*/net.bnonly')),
+                         ids=lambda file: str(file.parent.relative_to(KEPT)))
+def test_kept_networks_load(file):
+  result = reading.values(file.parent / 'result.json')
+  trained = bnonly_jax.load(file)
+  assert (trained.config.network, trained.step, trained.config.seed) == (
+      result['network'], result['steps'], result['seed'])
+  assert trained.trained_parameters == result['trained_parameters']
