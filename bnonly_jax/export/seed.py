@@ -112,9 +112,7 @@ def _halves(params, mask, loaded, seed, dtype, include_frozen):
   if include_frozen:
     params = halve(params, dtype)
     return {f'params/{name}': value for name, value in masks.flatten(params).items()}, params
-  config = loaded.config.copy_and_resolve_references()
-  config.init_from = ''
-  drawn = experiment.draw_variables(loaded.experiment._replace(config=config), seed)['params']
+  drawn = experiment.draw_variables(loaded.experiment, seed)['params']
   trainable, frozen = masks.partition(params, mask)
   _, start = masks.partition(drawn, mask)
   chosen = [name for name, keep in masks.flatten(mask).items() if not isinstance(keep, bool)]
