@@ -207,7 +207,7 @@ def test_it_learns(data_dir, tmp_path):
     ({'steps_per_call': 2, 'data.resident_limit': 0.0}, 'allowed is 1 where the data are streamed'),
     ({'data.subsample': 0.1}, 'config.batch_size is 256; .* 144 training images in use'),
     ({'data.random_labels': 1.5}, 'config.data.random_labels is 1.5; allowed is 0 to 1'),
-    ({'norm': 'instance'}, "config.norm is 'instance'; allowed is batch, group, layer, none"),
+    ({'norm': 'weight'}, "config.norm is 'weight'; allowed is batch, group, layer, "),
     ({'weight_start': 'zero'}, "config.weight_start is 'zero'; allowed is he_normal, he_uniform"),
     ({'norm_start': '1,1'}, "config.norm_start is '1,1'; allowed is uniform, one_zero, one_one"),
     ({'init_from': 'no.npz'}, "config.init_from is 'no.npz', and there is no such file"),
