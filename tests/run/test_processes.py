@@ -69,7 +69,8 @@ def test_two_processes_do_what_one_does_and_take_over_from_each_other(data_dir, 
   assert [line['step'] for line in lines] == [line['step'] for line in expected]
   for line, other in zip(lines, expected, strict=True):
     for name, value in line.items():
-      np.testing.assert_allclose(value, other[name], rtol=1e-5, err_msg=f'{name} {line["step"]}')
+      # In float32 the order of a sum may put a ReLU to its other side, on some kinds of CPU.
+      np.testing.assert_allclose(value, other[name], rtol=3e-4, err_msg=f'{name} {line["step"]}')
   for a, b in zip(last_state(tmp_path / 'run'), last_state(tmp_path / 'one'), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
