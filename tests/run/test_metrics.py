@@ -137,7 +137,8 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
 def test_a_damaged_line_is_told_and_those_after_it_stay(tmp_path, damage, message):
   text = '\n'.join(['{"step": 0}', damage, '{"step": 20}']) + '\n'
   (tmp_path / 'metrics.jsonl').write_text(text)
-  with pytest.raises(UserError, match=rf'metrics.jsonl is damaged or cannot be read .{message}.*Put a whole copy'):
+  said = rf'metrics.jsonl is damaged or cannot be read .{message}.*Put a whole copy'
+  with pytest.raises(UserError, match=said):
     metrics.Writer(tmp_path, 20)
   assert (tmp_path / 'metrics.jsonl').read_text() == text
   (tmp_path / 'metrics.jsonl').write_bytes(b'\xff\xfe')
