@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from bnonly_jax.config import UserError
+from bnonly_jax.models.layers import he_normal
 from bnonly_jax.models.norm import wide
 
 KINDS = ('none', 'se', 'eca', 'ese')
 ALLOWED = ('none, se, se:R with R = 1, 2, ... (channels a hidden unit; se alone is se:4), eca,'
            ' eca:K,K,... with an odd K for each stage (eca alone takes them from the channels), or'
            ' ese')
-
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
 def make(text: str, stages: int) -> list[Callable[[], nn.Module] | None]:

@@ -5,6 +5,7 @@ import jax
 
 from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
+from bnonly_jax.models import pools
 
 # Convolutions in each of the five groups between the max pools (Simonyan and Zisserman 2014).
 GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -29,10 +30,7 @@ class CifarVGG(nn.Module):
     Raises:
       UserError: the images have less than 16 pixels a side, and nothing is left after four pools.
     """
-    if min(images.shape[1:3]) < 16:
-      raise UserError(f'config.network is cifar_vgg{self.depth}, and the images have'
-                      f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
-                      ' Choose a cifar_resnet, or other data.')
+    pools.require_four(images, f'cifar_vgg{self.depth}')
     if self.style.attention != 'none':
       raise UserError(f'config.attention is {self.style.attention!r}, and config.network'
                       f" 'cifar_vgg{self.depth}' has no residual blocks; allowed is none. Set"
@@ -54,5 +52,5 @@ class CifarVGG(nn.Module):
       return 'fc'
     kind, number = module[:4], int(module[4:])
     # PyTorch counts the max pools between the groups of convolutions, too.
-    pools = sum(number > sum(GROUPS[self.depth][:i + 1]) for i in range(4))
-    return f'layers.{number - 1 + pools}.{"bn" if kind == "norm" else "conv"}'
+    before = sum(number > sum(GROUPS[self.depth][:i + 1]) for i in range(4))
+    return f'layers.{number - 1 + before}.{"bn" if kind == "norm" else "conv"}'

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from bnonly_jax.config import UserError
+
 
 def _after(side, size, stride):
   """Pixels after the last row, so that windows begin all over the image: PyTorch's ceil_mode."""
@@ -36,3 +38,11 @@ def average_pool(x: jax.Array, size: int, stride: int, pad: int = 0, ceil: bool 
   pads = [(pad, pad + (_after(side + 2 * pad, size, stride) if ceil else 0))
           for side in x.shape[1:3]]
   return nn.avg_pool(x, (size, size), (stride, stride), pads, count_include_pad=False)
+
+
+def require_four(images: jax.Array, network: str) -> None:
+  """Raises UserError if four max pools of two leave nothing of images [N, H, W, C]."""
+  if min(images.shape[1:3]) < 16:
+    raise UserError(f'config.network is {network}, and the images have'
+                    f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
+                    ' Choose a cifar_resnet, or other data.')

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
 from bnonly_jax.models import pools
 
@@ -34,10 +33,7 @@ class SimpleNet(nn.Module):
     Raises:
       UserError: the images have less than 16 pixels a side, and nothing is left after four pools.
     """
-    if min(images.shape[1:3]) < 16:
-      raise UserError(f'config.network is a simplenet, and the images have'
-                      f' {images.shape[1]}x{images.shape[2]} pixels; allowed are 16x16 and more.'
-                      ' Choose a cifar_resnet, or other data.')
+    pools.require_four(images, 'a simplenet')
     parts = layers.parts(self.style, train, keep=0.95)
     x, number = images, 0
     for features in self.channels:
