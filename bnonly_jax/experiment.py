@@ -27,6 +27,7 @@ from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
+from bnonly_jax.validation import validate
 
 
 class Experiment(NamedTuple):
@@ -102,7 +103,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   Raises:
     UserError: the config is not that of a run on these devices.
   """
-  config_lib.validate(config)
+  validate(config)
   # A wrong name is told before a data set that is not prepared.
   models.create(config.network, 1)
   augment.named(config)

@@ -1,6 +1,7 @@
 import pytest
 
 from bnonly_jax import config as config_lib
+from bnonly_jax.validation import validate
 
 
 def test_the_paper_recipe_is_the_default():
@@ -38,11 +39,11 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(field, value):
   config = config_lib.default_config()
   config.update_from_flattened_dict({field: value})
   with pytest.raises(config_lib.UserError, match=f'config.{field} is .*; allowed is .*--config'):
-    config_lib.validate(config)
+    validate(config)
 
 
 def test_the_default_is_valid():
-  config_lib.validate(config_lib.default_config())
+  validate(config_lib.default_config())
 
 
 def test_a_config_of_other_fields_is_an_error():
@@ -51,4 +52,4 @@ def test_a_config_of_other_fields_is_an_error():
     del config.data.pad
     config.more = 1
   with pytest.raises(config_lib.UserError, match='data.pad, more. Start from default_config'):
-    config_lib.validate(config)
+    validate(config)

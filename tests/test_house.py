@@ -9,7 +9,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'bnonly_jax'
 # From the ground up: a room imports from those before it and from itself.
 ROOMS = (
-    ('config', 'seeds'), ('mistakes',), ('command_line',), ('models',), ('masks',), ('data',),
+    ('config', 'seeds', 'validation'), ('mistakes',), ('command_line',), ('models',), ('masks',), ('data',),
     ('optimizer',), ('steps',), ('experiment',), ('run', 'describe'), ('train',), ('analysis',),
     ('export',), ('predict',), ('benchmark',), ('sweep',),
     ('main', 'figures', 'data.show', 'analysis.__main__', 'benchmark.__main__', 'export.__main__',

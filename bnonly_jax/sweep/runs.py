@@ -12,11 +12,11 @@ import ml_collections
 
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
-from bnonly_jax.config import validate
 from bnonly_jax.run import metrics
 from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.sweep import config as sweep_config
+from bnonly_jax.validation import validate
 
 STATES = ('done', 'diverged', 'running', 'stopped', 'failed', 'other', 'missing')
 # What a run's config.json holds besides the config's fields: the sweep does not know them.
