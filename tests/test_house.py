@@ -9,9 +9,9 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'bnonly_jax'
 # From the ground up: a room imports from those before it and from itself.
 ROOMS = (
-    ('config', 'seeds', 'validation'), ('mistakes',), ('command_line',), ('models',), ('masks',), ('data',),
-    ('optimizer',), ('steps',), ('experiment',), ('run', 'describe'), ('train',), ('analysis',),
-    ('export',), ('predict',), ('benchmark',), ('sweep',),
+    ('config', 'seeds', 'validation'), ('mistakes',), ('command_line',), ('models',), ('masks',),
+    ('data',), ('optimizer',), ('steps',), ('experiment',), ('run', 'describe'), ('train',),
+    ('analysis',), ('export',), ('predict',), ('benchmark',), ('sweep',),
     ('main', 'figures', 'data.show', 'analysis.__main__', 'benchmark.__main__', 'export.__main__',
      'predict.__main__', 'sweep.__main__'))
 # What may be imported where alone.
