@@ -281,10 +281,11 @@ def test_seeds_share_one_program(selection):
   assert texts[0] == texts[1]
 
 
-def test_the_forms_for_accelerators_train_as_those_for_the_cpu():
+@pytest.mark.parametrize('selection, accelerator', [('all', 'tpu'), ('batchnorm', 'gpu')])
+def test_the_forms_for_accelerators_train_as_those_for_the_cpu(selection, accelerator):
   with jax.enable_x64(True):
-    here, there = (conftest.make_setup('all', 2, double=True, backend=backend).run(5)
-                   for backend in ('cpu', 'tpu'))
+    here, there = (conftest.make_setup(selection, 2, double=True, backend=backend).run(5)
+                   for backend in ('cpu', accelerator))
   for a, b in zip(here[2], there[2], strict=True):
     np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-9)
   for a, b in zip(jax.tree.leaves(here[0]), jax.tree.leaves(there[0]), strict=True):
