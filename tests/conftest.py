@@ -110,7 +110,7 @@ def make_setup(selection: str = 'batchnorm', devices: int = 1, chosen: int = 0,
   if double or chosen:
     run = run._replace(train_step=steps.train_step(
         run.network, run.tx, run.learning_rate, run.preparation, run.target,
-        label_smoothing=config.label_smoothing))
+        *experiment.step_options(config)))
   # On the host: what is on a device is gone after a step, which takes it over.
   state, frozen = jax.device_get(steps.create_state(variables, mask, run.tx))
   return Setup(run, variables, mask, state, frozen, pattern_images())
