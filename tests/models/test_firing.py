@@ -40,7 +40,8 @@ def test_the_rate_is_that_of_the_batch_trained_on():
       {'params': masks.merge(low, setup.frozen), 'batch_stats': setup.state.batch_stats},
       device.normalise(images, run.preparation), train=True,
       mutable=['batch_stats', 'intermediates'])
-  silent = [~np.any(np.asarray(calls[0]), -2) for name, calls in masks.flatten(told['intermediates']).items()
+  told = masks.flatten(told['intermediates'])
+  silent = [~np.any(np.asarray(calls[0]), -2) for name, calls in told.items()
             if name.endswith('/fired')]
   expected = float(sum(s.sum() for s in silent)) / sum(s.size for s in silent)
   assert 0.05 < expected < 0.95
