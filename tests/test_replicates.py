@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 FIELDS = {'train': 'batchnorm+random:1', 'data.subsample': 0.5, 'data.flip': True, 'epochs': 1,
           'data.augment': 'pad_crop,flip,randaugment,cutout,mixup',
           'batch_size': 128, 'optimizer.learning_rate': 1e-3, 'optimizer.drops': (),
-          'optimizer.gradient_noise': 0.1, 'log_dead': True}
+          'optimizer.gradient_noise': 1e-3, 'log_dead': True}
 SEEDS = (3, 4)
 
 

@@ -15,11 +15,11 @@ from bnonly_jax.analysis.activations import layer_names
 from bnonly_jax.analysis.evaluation import evaluate
 from bnonly_jax.analysis.evaluation import silent_relus
 from bnonly_jax.analysis.evaluation import thresholded
+from bnonly_jax.analysis.hessian import largest_eigenvalue
+from bnonly_jax.analysis.hessian import sharpness
 from bnonly_jax.analysis.loading import load
 from bnonly_jax.analysis.loading import Loaded
 from bnonly_jax.analysis.probe import linear_probe
-from bnonly_jax.analysis.sharpness import largest_eigenvalue
-from bnonly_jax.analysis.sharpness import sharpness
 from bnonly_jax.analysis.similarity import by_layer
 from bnonly_jax.analysis.similarity import cka
 from bnonly_jax.analysis.tables import beta_table

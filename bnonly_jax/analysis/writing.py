@@ -9,9 +9,9 @@ from etils import epath
 import ml_collections
 
 from bnonly_jax.analysis import evaluation
+from bnonly_jax.analysis import hessian
 from bnonly_jax.analysis import loading
 from bnonly_jax.analysis import probe
-from bnonly_jax.analysis import sharpness as sharpness_lib
 from bnonly_jax.analysis import similarity
 from bnonly_jax.analysis import tables
 from bnonly_jax.config import UserError
@@ -181,22 +181,22 @@ def write_probe(workdir: str | pathlib.Path, step: int | None = None, data_dir: 
 
 
 def write_sharpness(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '',
-                    replicate: int = 0, images: int = sharpness_lib.IMAGES) -> dict[str, Any]:
+                    replicate: int = 0, images: int = hessian.IMAGES) -> dict[str, Any]:
   """Finds how sharp a run's training loss is, writes and prints it.
 
-  Args are those of `load`, and of `sharpness.sharpness`.
+  Args are those of `load`, and of `hessian.sharpness`.
 
   Returns:
-    What sharpness.json holds: what `sharpness.sharpness` gives, and whose it is.
+    What sharpness.json holds: what `hessian.sharpness` gives, and whose it is.
 
   Raises:
-    UserError: as `load` and `sharpness.sharpness`, or the folder cannot be written.
+    UserError: as `load` and `hessian.sharpness`, or the folder cannot be written.
   """
   if images < 1:
     raise UserError(f'--sharpness_images={images}; allowed is 1 or more. Leave it out for'
-                    f' {sharpness_lib.IMAGES}.')
+                    f' {hessian.IMAGES}.')
   loaded = load_to_write(workdir, step, data_dir, replicate)
-  found = {**whose(loaded), **sharpness_lib.sharpness(loaded, images)}
+  found = {**whose(loaded), **hessian.sharpness(loaded, images)}
   metrics.console.print(
       f'largest eigenvalue {found["largest_eigenvalue"]:.6g} of the Hessian of the training loss in'
       f' the {found["parameters"]:,} parameters that train, on {found["train_images"]:,} training'

@@ -102,7 +102,7 @@ def _program(network: nn.Module, preparation: device.Preparation, precision: str
 
     if steps:
       bits = seeds.image_bits(seed, 0, positions, int(np.prod(images.shape[1:])), 'attack')
-      start = (bits.astype(jnp.float32) / 2**31 - 1).reshape(images.shape)
+      start = (bits.astype(jnp.float32) / np.float32(2**31) - 1).reshape(images.shape)
     changed = perturb(logits, pixels, labels, eps, steps, start)
     right = jnp.argmax(logits(changed), -1) == labels
     return right, jnp.max(jnp.abs(changed - pixels)), jnp.min(changed), jnp.max(changed)

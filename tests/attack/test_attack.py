@@ -1,15 +1,11 @@
 """Attacks, against what is known of linear networks, and the program."""
 
 import json
-import subprocess
-import sys
 
 from conftest import write_run
 import flax.linen as nn
 import numpy as np
 import pytest
-from test_main import environment
-from test_main import ROOT
 from test_train import tiny_config
 
 from bnonly_jax import analysis
@@ -123,23 +119,18 @@ def test_bounds_are_read_as_written():
     attack.parse_eps(' ,')
 
 
-def test_the_program_attacks_several_runs(folder, data_dir, tmp_path):
+def test_several_runs_share_a_table_and_a_plot(folder, data_dir, tmp_path, capsys):
   write_run(tiny_config(data_dir, replicates=2, seed=5), tmp_path / 'two', 0.5)
-  arguments = [f'--workdir={folder}@0', '--eps=0,8/255', f'--against={tmp_path}/two', '--steps=2',
-               '--replicate=1']
-  run = lambda *some: subprocess.run(
-      [sys.executable, '-m', 'bnonly_jax.attack', *some], cwd=ROOT, env=environment(),
-      capture_output=True, text=True, check=False)
-  refused = run(*arguments)
-  assert refused.returncode == 1 and refused.stderr.count('\n') == 1
-  assert '--replicate=1' in refused.stderr and not (folder / 'attack.json').exists()
-  done = run(f'--workdir={tmp_path}/two', *arguments[1:3], f'--against={folder}', *arguments[3:])
-  assert not done.returncode, done.stderr
-  found = json.loads((tmp_path / 'two/attack_seed6.json').read_text())
+  with pytest.raises(UserError, match='--replicate=1: .* holds 1; allowed are 0 to 0'):
+    attack.attack(f'{folder}@0', against=[str(tmp_path / 'two')], replicate=1)
+  assert not (folder / 'attack.json').exists()
+  capsys.readouterr()
+  found = attack.attack(f'{tmp_path}/two@0', '0,8/255', 2, [str(folder)], replicate=1)
+  assert found == json.loads((tmp_path / 'two/attack_seed6.json').read_text())
   assert (tmp_path / 'two/attack_seed6.png').read_bytes().startswith(b'\x89PNG')
   assert (found['steps'], found['step_size'], found['random_start']) == (2, 1.25, True)
   assert [(one['seed'], one['test_images']) for one in found['runs']] == [(6, 360), (0, 360)]
-  table = [line.split() for line in done.stdout.splitlines()[1:4]]
+  table = [line.split() for line in capsys.readouterr().out.splitlines()[1:4]]
   assert table[0] == ['eps', *(one['name'] for one in found['runs'])]
   for i, row in enumerate(table[1:]):
     assert row == [['0', '8/255'][i], *(f'{one["accuracies"][i]["test_accuracy"]:.4f}'

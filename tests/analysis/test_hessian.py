@@ -10,6 +10,8 @@ import pytest
 from test_train import tiny_config
 
 from bnonly_jax import analysis
+from bnonly_jax import experiment
+from bnonly_jax import models
 from bnonly_jax.config import UserError
 
 
@@ -30,9 +32,10 @@ def test_of_a_quadratic_it_is_exact(eigenvalues, largest):
     wide = jax.tree.map(np.float64, parameters)
     found = analysis.largest_eigenvalue(loss, wide, tolerance=1e-9, iterations=2000)
   assert found.value == pytest.approx(largest, abs=1e-9)
-  assert found.converged == (largest != 0) and found.iterations < 3000
+  assert found.converged and found.iterations < 3000
 
 
+@pytest.mark.slow
 def test_of_a_run_it_is_that_of_the_whole_hessian(data_dir, tmp_path, capsys):
   write_run(tiny_config(data_dir, train='beta@last:1+gamma@stem_norm'), tmp_path / 'run', 0.5)
   found = analysis.write_sharpness(tmp_path / 'run', images=32)
@@ -43,27 +46,25 @@ def test_of_a_run_it_is_that_of_the_whole_hessian(data_dir, tmp_path, capsys):
   images, labels = (parts[:32] for parts in next(analysis.image_batches(run, train=True)))
   pixels = (np.float32(images) / 255 - np.float32(0.305)) / np.float32(0.376)
   params = run.variables['params']
+  network = experiment.create_network(run.config, 10, models.Statistics(), 'cpu')
 
   def loss(gamma, beta):
     own = {**params, 'stem_norm': {**params['stem_norm'], 'scale': gamma}}
     first = params['stage3_first']
     own['stage3_first'] = {**first, 'norm2': {**first['norm2'], 'bias': beta}}
-    logits, _ = run.experiment.network.apply(
-        {**run.variables, 'params': own}, pixels, train=True, mutable=['batch_stats'])
+    logits, _ = network.apply(
+        {'batch_stats': stats, 'params': own}, pixels, train=True, mutable=['batch_stats'])
     return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(32), labels])
 
   at = params['stem_norm']['scale'], params['stage3_first']['norm2']['bias']
-  assert float(loss(*at)) == pytest.approx(found['train_loss'], rel=1e-5)
-  # By differences of gradients, none of it forward over reverse.
-  slope, step = jax.jit(jax.grad(loss, (0, 1))), 1e-3
-  columns = []
-  for i in range(80):
-    sides = []
-    for sign in (1, -1):
-      moved = np.concatenate(at)
-      moved[i] += sign * step
-      sides.append(np.concatenate(slope(moved[:16], moved[16:])))
-    columns.append((sides[0] - sides[1]) / (2 * step))
+  # By differences of gradients, none of it forward over reverse; in float64 and so close together
+  # that hardly a ReLU changes sides between them.
+  with jax.enable_x64(True):
+    params, pixels, stats = jax.tree.map(np.float64, (params, pixels, run.variables['batch_stats']))
+    assert float(loss(*at)) == pytest.approx(found['train_loss'], rel=1e-5)
+    slope, step = jax.jit(jax.grad(lambda x: loss(x[:16], x[16:]))), 1e-7
+    at = np.float64(np.concatenate(at))
+    columns = [(slope(at + step * one) - slope(at - step * one)) / (2 * step) for one in np.eye(80)]
   hessian = np.float64(columns)
   expected = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
   assert found['largest_eigenvalue'] == pytest.approx(expected, rel=0.02)

@@ -61,16 +61,13 @@ def largest_eigenvalue(loss: Callable[[Any], jax.Array], parameters: Any, seed: 
 
 def _iterate(product, vector, shift, dtype, iterations, tolerance):
   """Power iteration on the matrix less shift times the identity; sums are taken in float64."""
-  vector = vector / np.linalg.norm(vector)
-  for done in range(1, iterations + 1):
+  vector, done, residual = vector / np.linalg.norm(vector), 0, np.inf
+  while done < iterations and residual > tolerance:
     moved = np.float64(product(jnp.asarray(vector, dtype)))
     value = vector @ moved
     residual = np.linalg.norm(moved - value * vector) / max(abs(value), 1e-30)
-    ahead = moved - shift * vector
-    length = np.linalg.norm(ahead)
-    if residual <= tolerance or not length:
-      break
-    vector = ahead / length
+    ahead, done = moved - shift * vector, done + 1
+    vector = ahead / max(np.linalg.norm(ahead), 1e-30)
   return Eigenvalue(float(value), float(residual), done, bool(residual <= tolerance))
 
 
