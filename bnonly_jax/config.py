@@ -70,6 +70,16 @@ def default_config() -> ml_collections.ConfigDict:
   # Share of each training label that is spread evenly over all classes; 0: none. It changes the
   # loss that is trained on, and so train_loss; test_loss stays the plain cross-entropy.
   config.label_smoothing = 0.0
+  # Who teaches the network, besides the labels: WORKDIR[@STEP] of another run, or of several with
+  # commas between; '': no one. Their networks, in evaluation and frozen, see the images as
+  # augmented, and what they put out is averaged as probabilities. Networks may be others; the
+  # classes must be as many, and the images of the same shape. The run keeps a copy of them.
+  config.teacher = ''
+  # With a teacher: the share a of its term in the loss that is trained on, which is
+  # (1 - a) * cross-entropy + a * temperature^2 * KL(teacher's || own probabilities).
+  config.distill = 0.5
+  # With a teacher: what the logits of both are divided by in that term.
+  config.temperature = 4.0
 
   # In what images, activations and their gradients are computed: float32 or bfloat16. Statistics,
   # sums, logits, gamma and beta, and all that trains, stay in float32.
@@ -165,6 +175,11 @@ def default_config() -> ml_collections.ConfigDict:
   config.optimizer.drop_factor = 0.1
   # Epochs of linear warm-up from 0, step by step.
   config.optimizer.warmup_epochs = 0.0
+  # Variance of the Gaussian noise that is added to the gradients of what trains, before decay and
+  # momentum; 0: none.
+  config.optimizer.gradient_noise = 0.0
+  # How fast it falls: after t steps the variance is gradient_noise / (1 + t)^gradient_noise_decay.
+  config.optimizer.gradient_noise_decay = 0.55
 
   # Training steps in one call of an accelerator, which spares small networks the host's time
   # between steps. Where a line of metrics, an evaluation or a checkpoint is due between these
@@ -174,6 +189,8 @@ def default_config() -> ml_collections.ConfigDict:
   # Steps between two lines of training metrics; each is the mean over the steps since the line
   # before.
   config.log_every = 50
+  # Whether these lines also say which share of the ReLUs was silent on the batch just trained on.
+  config.log_dead = False
   # Epochs between two evaluations; the last epoch ends with one.
   config.eval_every = 1
   # Epochs between two checkpoints; the last epoch ends with one.

@@ -14,6 +14,7 @@ from bnonly_jax import masks
 from bnonly_jax.models import conv
 from bnonly_jax.models import depthwise
 from bnonly_jax.run import metrics
+from bnonly_jax.run import teachers
 
 _DEPTHWISE = (depthwise.shifted_products.__name__, depthwise.shifted_sums.__name__)
 
@@ -27,16 +28,18 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Returns:
     `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; `moved_step`, the
     bytes of the global batch's step by `cost`; bytes of `state`, of `optimizer` (a part of the
-    state), `frozen`, and `checkpoint` (the state's arrays, to which the files of a checkpoint add
-    some kilobytes); and `image_shape`, `classes`, `prepared`.
+    state), `frozen`, `checkpoint` (the state's arrays, to which the files of a checkpoint add
+    some kilobytes) and `teachers`, of all of them, and a line on each in `taught_by`; and
+    `image_shape`, `classes`, `prepared`. The FLOPs and bytes of a step count the teachers'.
 
   Raises:
-    UserError: as `experiment.build`.
+    UserError: as `experiment.build` and `teachers.join`.
   """
   info, prepared = data.find_or_assume(config)
   config = config.copy_and_resolve_references()
   config.replicates = 1
-  run = experiment.build(config, info)
+  taught = teachers.join(experiment.build(config, info))
+  run = taught.run
   image = jax.ShapeDtypeStruct((1, *info.image_shape), np.float32)
   arguments = experiment.train_arguments(run)
   flops_step, moved_step = cost(jax.make_jaxpr(run.train_step)(*arguments).jaxpr)
@@ -51,6 +54,8 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
       'optimizer': _bytes(arguments[0].opt_state),
       'frozen': _bytes(arguments[1]),
       'checkpoint': _bytes(arguments[0]),
+      'teachers': _bytes(run.teachers),
+      'taught_by': [teachers.told(record) for record in taught.record],
       'image_shape': info.image_shape,
       'classes': info.classes,
       'prepared': prepared,
@@ -98,6 +103,10 @@ def print_description(config: ml_collections.ConfigDict) -> None:
       f' ({step / forward:.2f} times)'
       f'\nbytes: state {values["state"]:,} (the optimizer {values["optimizer"]:,} of it), frozen'
       f' {values["frozen"]:,}, a checkpoint {values["checkpoint"]:,}')
+  if values['taught_by']:
+    metrics.console.print(f'bytes of the teachers: {values["teachers"]:,}')
+  for line in values['taught_by']:
+    metrics.console.print(line)
 
 
 def cost(jaxpr: core.Jaxpr) -> tuple[int, int]:

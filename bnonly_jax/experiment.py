@@ -27,6 +27,8 @@ from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
+from bnonly_jax.models import firing
+from bnonly_jax.objective import distillation
 from bnonly_jax.validation import validate
 
 
@@ -51,6 +53,8 @@ class Experiment(NamedTuple):
     train_step: see `steps.train_step`.
     eval_step: see `steps.eval_step`.
     firing_step: see `steps.firing_step`.
+    teachers: shapes of the variables of those who teach, as the training step takes them last: one
+      tuple of them all; () without teachers. `taught` puts them there.
   """
   config: ml_collections.ConfigDict
   info: data.Info
@@ -69,6 +73,7 @@ class Experiment(NamedTuple):
   train_step: Any
   eval_step: Any
   firing_step: Any
+  teachers: tuple[Any, ...] = ()
 
   @property
   def seeds(self) -> range:
@@ -92,7 +97,8 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   """Builds an experiment, after checks of all that a config can get wrong.
 
   Experiments that differ in their start alone (seed, init_from), or in fields without influence on
-  the state, have the very same steps, so that these compile once.
+  the state, have the very same steps, so that these compile once. What it builds is taught by the
+  labels alone: `run.teachers.join` adds those that config.teacher names.
 
   Args:
     config: fields as in `config.default_config`.
@@ -114,7 +120,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   target = steps.Target(devices, backend or devices[0].platform, config.matmul_precision)
   _check(config, info, len(devices))
   program = {name: value for name, value in config_lib.flat(config).items()
-             if name not in (*config_lib.FREE, 'seed', 'init_from')}
+             if name not in (*config_lib.FREE, 'seed', 'init_from', 'teacher')}
   built = _build(json.dumps(program), info._replace(path=None), target)
   return built._replace(config=config, info=info)
 
@@ -148,13 +154,15 @@ def _build(fields, info, target):
   config = config_lib.default_config()
   config.update_from_flattened_dict(json.loads(fields))
   statistics = batchnorm_statistics(config, len(target.devices))
-  network = models.create(config.network, info.classes, models.Style(
-      config.norm, statistics, config.remat == 'block', target.backend, config.unroll,
-      config.attention))
+  network = create_network(config, info.classes, statistics, target.backend)
   if models.is_own(config.network):
     models.check_own(network, config.network, info.image_shape, info.classes, config.compute_dtype,
                      steps.AXIS)
   shapes, parameters = models.look(network, info.image_shape)
+  if config.log_dead and not firing.tells(network, shapes, info.image_shape):
+    raise UserError(f'config.log_dead is True, and config.network is {config.network!r}, of whose'
+                    ' ReLUs none tells whether it fires; those at the end of norms of'
+                    ' bnonly_jax.models.norm do. Set --config.log_dead=False')
   mask = masks.make_mask(config.train, parameters)
   steps_per_epoch = info.train_images // config.batch_size
   total_steps = config.epochs * steps_per_epoch
@@ -172,10 +180,46 @@ def _build(fields, info, target):
   return Experiment(
       config, info, target, network, shapes, parameters, mask, tx, learning_rate, steps_per_epoch,
       total_steps, preparation, state, frozen,
-      steps.train_step(network, tx, learning_rate, preparation, target, config.replicates,
-                       config.label_smoothing),
+      steps.train_step(network, tx, learning_rate, preparation, target, *step_options(config)),
       steps.eval_step(network, preparation, target, config.replicates),
       steps.firing_step(network, preparation, target))
+
+
+def create_network(config: ml_collections.ConfigDict, classes: int,
+                   statistics: models.Statistics, backend: str) -> nn.Module:
+  """Creates the network of a config, as it computes on a backend."""
+  return models.create(config.network, classes, models.Style(
+      config.norm, statistics, config.remat == 'block', backend, config.unroll, config.attention))
+
+
+def step_options(config: ml_collections.ConfigDict,
+                 teaching: distillation.Teaching | None = None) -> tuple[Any, ...]:
+  """Returns what `steps.train_step` takes besides the parts of an experiment."""
+  noise = config.optimizer.gradient_noise, config.optimizer.gradient_noise_decay
+  return config.replicates, config.label_smoothing, noise, config.log_dead, teaching
+
+
+_taught_step = functools.lru_cache(maxsize=64)(steps.train_step)  # seeds share theirs, as in _build
+
+
+def taught(experiment: Experiment, teachers: Sequence[distillation.Teacher],
+           variables: Sequence[dict[str, Any]]) -> Experiment:
+  """Returns an experiment whose training step learns from teachers too, if there are any.
+
+  Args:
+    experiment: as `build` returns it.
+    teachers: who teaches.
+    variables: of each; shapes will do.
+  """
+  if not teachers:
+    return experiment
+  run, config = experiment, experiment.config
+  teaching = distillation.Teaching(tuple(teachers), config.distill, config.temperature)
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                        tuple(variables))
+  return run._replace(teachers=(shapes,), train_step=_taught_step(
+      run.network, run.tx, run.learning_rate, run.preparation, run.target,
+      *step_options(config, teaching)))
 
 
 def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> models.Statistics:
@@ -276,4 +320,4 @@ def train_arguments(experiment: Experiment, number: int = 1) -> tuple[Any, ...]:
   frozen = jax.eval_shape(
       lambda tree: steps.lay_out(tree, config.compute_dtype, experiment.target.backend),
       experiment.frozen)
-  return experiment.state, frozen, whole, batch, shape((), np.int32)
+  return experiment.state, frozen, whole, batch, shape((), np.int32), *experiment.teachers

@@ -1,4 +1,4 @@
-"""The learning rate, and the optimizer, routed to what trains."""
+"""The learning rate, the optimizer, routed to what trains, and noise on its gradients."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from bnonly_jax import masks
+from bnonly_jax import seeds
 from bnonly_jax.config import UserError
 
 _NORMS = ('gamma', 'beta')  # together `batchnorm`, as in masks.py
@@ -113,3 +114,31 @@ def _factors(config, rates, trained):
           f' and beta). Leave {name} out, or train it: --config.train=...')
     factors.update(dict.fromkeys(named, rate / config.learning_rate))
   return factors
+
+
+def add_noise(gradients: Any, variance: float, decay: float, seed: jax.Array,
+              step: jax.Array) -> Any:
+  """Adds Gaussian noise of variance `variance` / (1 + step)^decay (arXiv 1511.06807).
+
+  What a tensor gets depends on seed, step and its name alone, so that every device adds the same
+  to the gradients that all of them have, and a run that goes on adds what it would have added.
+
+  Args:
+    gradients: of what trains, with None for what is frozen; the mean over the devices.
+    variance: config.optimizer.gradient_noise.
+    decay: config.optimizer.gradient_noise_decay.
+    seed: int32 scalar, the replicate's.
+    step: int32 scalar, training steps done.
+
+  Returns:
+    Gradients of the same shapes and dtypes.
+  """
+  deviation = jnp.sqrt(variance / (1.0 + step) ** decay)
+
+  def noisy(path, gradient):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    key = seeds.step_key(seed, step, f'gradient_noise/{name}')
+    noise = jax.random.normal(key, gradient.shape, gradient.dtype)
+    return gradient + deviation.astype(gradient.dtype) * noise
+
+  return jax.tree_util.tree_map_with_path(noisy, gradients)

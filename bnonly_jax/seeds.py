@@ -12,6 +12,15 @@ def host_generator(seed: int, name: str) -> np.random.Generator:
   return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], 'little')))
 
 
+def step_key(seed: int | jax.Array, step: jax.Array, name: str = '') -> jax.Array:
+  """Returns the key of what one name draws in one step; what it draws depends on no other name."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  if not name:
+    return key
+  digest = hashlib.sha256(name.encode()).digest()
+  return jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], 'little')))
+
+
 def image_bits(seed: int, step: jax.Array, positions: jax.Array, number: int,
                name: str = '') -> jax.Array:
   """Random bits for each image of a step, whatever device holds it.
@@ -26,9 +35,6 @@ def image_bits(seed: int, step: jax.Array, positions: jax.Array, number: int,
   Returns:
     uint32 [N, number].
   """
-  key = jax.random.fold_in(jax.random.key(seed), step)
-  if name:
-    digest = hashlib.sha256(name.encode()).digest()
-    key = jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], 'little')))
+  key = step_key(seed, step, name)
   return jax.vmap(
       lambda position: jax.random.bits(jax.random.fold_in(key, position), (number,)))(positions)

@@ -12,16 +12,19 @@ from typing import NamedTuple
 import warnings
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from bnonly_jax import masks
+from bnonly_jax import optimizer
 from bnonly_jax.data import augment
 from bnonly_jax.data import device
 from bnonly_jax.data.device import AXIS
+from bnonly_jax.models import firing
+from bnonly_jax.objective import distillation
+from bnonly_jax.objective import labels as labels_lib
 
 # XLA's CPU backend then sends convolutions of few channels to oneDNN, where Eigen would have them:
 # steps of CIFAR ResNets are 1.2 to 1.4 times as fast. Known since jax 0.10, with effect since 0.12.
@@ -181,7 +184,9 @@ def _over_replicates(function: Callable[..., Any], backend: str) -> Callable[...
 
 def train_step(network: nn.Module, tx: optax.GradientTransformation,
                learning_rate: optax.Schedule, preparation: device.Preparation, target: Target,
-               replicates: int = 1, label_smoothing: float = 0.0) -> Callable[..., Any]:
+               replicates: int = 1, label_smoothing: float = 0.0,
+               noise: tuple[float, float] = (0.0, 0.0), log_dead: bool = False,
+               teaching: distillation.Teaching | None = None) -> Callable[..., Any]:
   """Compiles the training step.
 
   Args:
@@ -192,86 +197,92 @@ def train_step(network: nn.Module, tx: optax.GradientTransformation,
     target: where it runs.
     replicates: how many train together, their states and frozen halves as `stack` joins them.
     label_smoothing: share of each label that is spread over all classes.
+    noise: variance and decay of the noise on the gradients, as `optimizer.add_noise` has them.
+    log_dead: whether the metrics say how many ReLUs are silent.
+    teaching: who teaches besides the labels.
 
   Returns:
     A function (state, frozen, data, batch, seed) -> (state, metrics): data is Images, laid out by
     `device.rows`, and batch int32 [devices, n] says which of them, or data is None and batch is
-    Images [devices, n]. The seed, an int32 scalar, is the augmentation's; that of the first
-    replicate, from which the others count on. Metrics are float32 scalars loss, accuracy (of the
-    batch as trained on), gradient_norm (of what trains) and learning_rate; of several replicates
-    their means. The state passed in is donated. With R > 1 replicates batch is int32
-    [devices, n, R]. A further last axis of K makes it K steps, and each metric a vector [K].
+    Images [devices, n]. The seed, an int32 scalar, is that of the augmentation and the noise; that
+    of the first replicate, from which the others count on. With `teaching` it takes the teachers'
+    variables besides, which are the same for all replicates. Metrics are float32 scalars loss,
+    accuracy (of the batch as trained on), gradient_norm (of what trains, before the noise) and
+    learning_rate; with `teaching` distillation, which is `distillation.divergence`; with `log_dead`
+    dead_relus, the share silent on the whole batch; of several replicates their means. The state
+    passed in is donated. With R > 1 replicates batch is int32 [devices, n, R]. A further last axis
+    of K makes it K steps, and each metric a vector [K].
   """
-  step = _one_step(network, tx, learning_rate, preparation, target.backend, label_smoothing)
+  step = _one_step(network, tx, learning_rate, preparation, target.backend, label_smoothing, noise,
+                   log_dead, teaching)
 
-  def together(state, frozen, data, batch, seed):
+  def together(state, frozen, data, batch, seed, *teachers):
     if replicates == 1:
-      return step(state, frozen, data, batch, seed)
+      return step(state, frozen, data, batch, seed, *teachers)
 
     def one(rest, frozen, batch, seed):
-      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed)
+      new, metrics = step(State(state.step, *rest), frozen, data, batch, seed, *teachers)
       return new[1:], metrics
 
     rest, metrics = _over_replicates(one, target.backend)(
         state[1:], frozen, jnp.moveaxis(batch, -1, 0), seed + jnp.arange(replicates))
     return State(state.step + 1, *rest), jax.tree.map(jnp.mean, metrics)
 
-  def call(state, frozen, data, batch, seed):
+  def call(state, frozen, data, batch, seed, *teachers):
     if data is None or batch.ndim == (1 if replicates == 1 else 2):
-      return together(state, frozen, data, batch, seed)
-    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch, seed), state,
-                        jnp.moveaxis(batch, -1, 0))
+      return together(state, frozen, data, batch, seed, *teachers)
+    return jax.lax.scan(lambda state, batch: together(state, frozen, data, batch, seed, *teachers),
+                        state, jnp.moveaxis(batch, -1, 0))
 
-  return _pmap(call, target, (None, None, None, 0, None), donate=(0,))
+  return _pmap(call, target, (None, None, None, 0, None, *(None,) * bool(teaching)), donate=(0,))
 
 
-def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing):
+def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing, noise, log_dead,
+              teaching):
   """A training step of one replicate, on one device of many."""
-  def step(state, frozen, data, batch, seed):
+  updated_by_it = ['batch_stats', *(['intermediates'] if log_dead else [])]
+
+  def step(state, frozen, data, batch, seed, teachers=None):
     with jax.named_scope('images'):
       batch = device.look_up(data, batch, preparation.image_shape)
       labels = batch.labels
       positions = jax.lax.axis_index(AXIS) * labels.shape[0] + jnp.arange(labels.shape[0])
-      images, mixed = augment.augment(batch, seed, state.step, positions, preparation, backend,
-                                      jax.lax.axis_size(AXIS))
-      images = device.normalise(images, preparation)
+      augmented, mixed = augment.augment(batch, seed, state.step, positions, preparation, backend,
+                                         jax.lax.axis_size(AXIS))
+      images = device.normalise(augmented, preparation)
+    if teaching:
+      with jax.named_scope('teachers'):
+        taught = distillation.targets(teaching, teachers, augmented)
 
     def loss_of(trainable):
       variables = {'params': _merged(trainable, frozen, backend),
                    'batch_stats': state.batch_stats}
-      logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
-      loss = _loss(logits, labels, mixed, label_smoothing)
+      logits, updated = network.apply(variables, images, train=True, mutable=updated_by_it)
+      loss, more = labels_lib.cross_entropy(logits, labels, mixed, label_smoothing), {}
+      if teaching:
+        more['distillation'] = distillation.divergence(taught, logits, teaching.temperature)
+        loss = (1 - teaching.weight) * loss + teaching.weight * more['distillation']
       accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-      return loss, (accuracy, updated.get('batch_stats', {}))
+      return loss, (accuracy, more, updated)
 
-    (loss, (accuracy, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+    (loss, (accuracy, more, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
         state.trainable)
-    gradients, batch_stats, loss, accuracy = jax.lax.pmean(
-        (gradients, batch_stats, loss, accuracy), AXIS)
+    gradients, batch_stats, loss, accuracy, more = jax.lax.pmean(
+        (gradients, updated.get('batch_stats', {}), loss, accuracy, more), AXIS)
+    if log_dead:
+      fired = firing.anywhere(updated['intermediates'], AXIS)
+      more = {**more, 'dead_relus': firing.silent_share(fired)}
     with jax.named_scope('optimizer'):
-      updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+      noisy = gradients if not noise[0] else optimizer.add_noise(gradients, *noise, seed,
+                                                                 state.step)
+      updates, opt_state = tx.update(noisy, state.opt_state, state.trainable)
       trainable = optax.apply_updates(state.trainable, updates)
     metrics = {'loss': loss, 'accuracy': accuracy,
                'gradient_norm': optax.tree.norm(gradients),
-               'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32)}
+               'learning_rate': jnp.asarray(learning_rate(state.step), jnp.float32), **more}
     return State(state.step + 1, trainable, batch_stats, opt_state), metrics
 
   return step
-
-
-def _loss(logits, labels, mixed, label_smoothing):
-  """The mean cross-entropy with the labels, spread over the classes and mixed with others."""
-  def cross_entropy(labels):
-    if not label_smoothing:
-      return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
-
-  losses = cross_entropy(labels)
-  if mixed is not None:
-    share = mixed.share.astype(logits.dtype) / 256
-    losses = share * losses + (1 - share) * cross_entropy(mixed.labels)
-  return losses.mean()
 
 
 def eval_step(network: nn.Module, preparation: device.Preparation, target: Target,
@@ -314,9 +325,8 @@ def firing_step(network: nn.Module, preparation: device.Preparation,
   """Compiles the step that says which ReLUs fire, with the network as in evaluation.
 
   Returns:
-    A function that takes what the evaluation step takes -> a tree with a leaf bool [C] or, for a
-    stack of blocks, [blocks, C] for each norm that ends in ReLUs: whether any position of any image
-    in the batch whose weight is not 0 has an output above 0.
+    A function that takes what the evaluation step takes -> what `firing.anywhere` gives of the
+    images in the batch whose weight is not 0.
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
@@ -325,13 +335,6 @@ def firing_step(network: nn.Module, preparation: device.Preparation,
     images, _ = device.look_up(data, batch, preparation.image_shape)
     _, told = network.apply(variables, device.normalise(images, preparation), train=False,
                             mutable=['intermediates'])
-    told = flax.traverse_util.unflatten_dict({  # a network may tell other things too
-        name: leaf for name, leaf in masks.flatten(told['intermediates']).items()
-        if name.endswith('/fired')}, sep='/')
-    counts = weight[:, None] != 0
-    fired = jax.tree.map(  # those of a stack have a further first axis
-        lambda fires: jnp.any(fires & counts.reshape((1,) * (fires.ndim - 2) + counts.shape), -2),
-        told)
-    return jax.tree.map(lambda any_here: jax.lax.psum(any_here.astype(jnp.int32), AXIS) > 0, fired)
+    return firing.anywhere(told['intermediates'], AXIS, weight != 0)
 
   return _pmap(step, target, (None, None, None, 0))

@@ -32,6 +32,7 @@ from bnonly_jax.run import plots
 from bnonly_jax.run import processes
 from bnonly_jax.run import result as result_lib
 from bnonly_jax.run import signals
+from bnonly_jax.run import teachers as teachers_lib
 from bnonly_jax.run import trace
 from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.run.agenda import Agenda
@@ -77,6 +78,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
     result_lib.report(finished, workdir)
     return finished
   origin = origin_lib.find(run, workdir, facts)
+  taught = teachers_lib.join(run, workdir, facts)
   state, frozen = experiment.start(run, origin.variables)
   start_gammas = plots.gammas(run.parameters, state.trainable, frozen)
   if config.data.name == 'digits':
@@ -86,11 +88,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
 
   # 2. The run becomes the workdir's, says what trains, trains, and concludes.
   with contextlib.ExitStack() as lock:
-    _claim(run, workdir, lock, facts, origin)
+    _claim(taught, workdir, lock, facts, origin)
     with full_disk.told(workdir):
-      origin_lib.keep(workdir, origin)
       source = experiment.open_source(run, given)
-      state, frozen, diverged_step = _train(run, workdir, source, state, frozen, profile,
+      state, frozen, diverged_step = _train(taught, workdir, source, state, frozen, profile,
                                             on_metrics)
       end_gammas = plots.gammas(run.parameters, *jax.device_get((state.trainable, frozen)))
       result = processes.on_main(lambda: result_lib.conclude(
@@ -99,14 +100,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | pathlib
   return result
 
 
-def _claim(run: Experiment, workdir: epath.Path, lock: contextlib.ExitStack, facts: dict[str, Any],
-           origin: origin_lib.Origin) -> None:
-  """Makes the workdir the run's, and prints what is trained on what, from which start."""
+def _claim(taught: teachers_lib.Taught, workdir: epath.Path, lock: contextlib.ExitStack,
+           facts: dict[str, Any], origin: origin_lib.Origin) -> None:
+  """Makes the workdir the run's, which keeps there what it starts from and who teaches it.
+
+  Prints what is trained on what, from which start.
+  """
+  run = taught.run
   table = masks.table(run.parameters, run.mask)
   processes.on_main(lambda: workdir_lib.claim(workdir, lock, {
       'config.json': facts, 'parameters.json': masks.as_json(table),
-      **({'start.json': origin.record} if origin.record else {})}))
+      **({'start.json': origin.record} if origin.record else {}),
+      **({teachers_lib.RECORD: taught.record} if taught.record else {})}))
   processes.require_shared(workdir)
+  with full_disk.told(workdir):
+    origin_lib.keep(workdir, origin)
+    teachers_lib.keep(workdir, taught)
   config, devices = run.config, run.target.devices
   seeds = f'seed {config.seed}' if config.replicates == 1 else (
       f'seeds {config.seed} to {run.seeds[-1]}')
@@ -115,6 +124,8 @@ def _claim(run: Experiment, workdir: epath.Path, lock: contextlib.ExitStack, fac
                         f' {seeds}, {len(devices)} {devices[0].device_kind} device(s)')
   if origin.record:
     metrics.console.print(origin_lib.told(origin.record))
+  for record in taught.record:
+    metrics.console.print(teachers_lib.told(record))
   metrics.console.print(data.summary(run.info))
   metrics.print_table(table)
 
@@ -125,22 +136,25 @@ class Placed(NamedTuple):
   seed: jax.Array
   train_set: data.Images | None
   test_set: data.Images | None
+  teachers: tuple[Any, ...]  # () without any
 
 
-def _train(run: Experiment, workdir: epath.Path, source: data.Source, state: steps.State,
-           frozen: Any, profile: bool, on_metrics: Callable[[int, dict[str, Any]], None] | None
+def _train(taught: teachers_lib.Taught, workdir: epath.Path, source: data.Source,
+           state: steps.State, frozen: Any, profile: bool,
+           on_metrics: Callable[[int, dict[str, Any]], None] | None
            ) -> tuple[steps.State, Any, int | None]:
   """Trains in a workdir that is claimed, from its newest checkpoint on.
 
   Returns:
     The state and the frozen half at the end, and the step that diverged, if any.
   """
-  config, local = run.config, run.target.local
+  run, config, local = taught.run, taught.run.config, taught.run.target.local
   state, pending = _restore(run, workdir, state)
   start_step = int(state.step)
   frozen = checkpoint.keep(workdir / 'frozen', frozen)
   state, frozen, seed = experiment.place(run, state, frozen)
-  placed = Placed(frozen, seed, *device.place((source.train_set, source.test_set), local))
+  placed = Placed(frozen, seed, *device.place(
+      (source.train_set, source.test_set, (taught.variables,) if taught.record else ()), local))
   agenda = Agenda(config, run.steps_per_epoch)
   writer = metrics.Writer(workdir, start_step, on_metrics) if processes.is_main() else None
   log = metrics.TrainLog(writer, run.total_steps, run.steps_per_epoch,
@@ -183,7 +197,8 @@ def _loop(run: Experiment, tools: Tools, state: steps.State, placed: Placed,
   try:
     for step, number, batch, replaced in batches:
       tools.trace.before(step, state)
-      state, values = run.train_step(state, placed.frozen, placed.train_set, batch, placed.seed)
+      state, values = run.train_step(state, placed.frozen, placed.train_set, batch, placed.seed,
+                                     *placed.teachers)
       if log.line_due:  # of the steps before
         log.flush()
       if placed.train_set is None and run.config.data.bad_images == 'skip':

@@ -11,11 +11,13 @@ from bnonly_jax.config import settings
 from bnonly_jax.config import UserError
 
 _POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per_call', 'log_every',
-             'eval_every', 'checkpoint_every', 'checkpoint_keep', 'data.std', 'data.crop_ratio')
+             'eval_every', 'checkpoint_every', 'checkpoint_keep', 'temperature', 'data.std',
+             'data.crop_ratio')
 _NOT_NEGATIVE = ('batchnorm_images', 'unroll', 'data.pad', 'data.image_size', 'data.workers',
                  'data.resident_limit',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
+                 'optimizer.gradient_noise', 'optimizer.gradient_noise_decay',
                  'checkpoint_every_steps', 'checkpoint_every_minutes', 'checkpoint_keep_every')
 
 
@@ -55,6 +57,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
           config.matmul_precision in ('default', 'high', 'highest'))
   require(config, 'remat', 'none or block', config.remat in ('none', 'block'))
   check('label_smoothing', 'at least 0 and below 1', lambda v: 0 <= v < 1)
+  check('distill', '0 to 1', lambda v: 0 <= v <= 1)
   _validate_data(config, check)
   _validate_optimizer(config, check)
 

@@ -27,12 +27,15 @@ from bnonly_jax import optimizer
 from bnonly_jax import steps
 from bnonly_jax import train
 from bnonly_jax.config import default_config
+from bnonly_jax.config import flat
 from bnonly_jax.data import batches
 from bnonly_jax.data import device
 from bnonly_jax.data import prepare
 from bnonly_jax.data import resident
 from bnonly_jax.experiment import Experiment
+from bnonly_jax.run import checkpoint
 from bnonly_jax.run import metrics
+from bnonly_jax.run import workdir as workdir_lib
 
 BATCH = 64
 # For processes that tests start, which have one device.
@@ -112,7 +115,7 @@ def make_setup(selection: str = 'batchnorm', devices: int = 1, chosen: int = 0,
   if double or chosen:
     run = run._replace(train_step=steps.train_step(
         run.network, run.tx, run.learning_rate, run.preparation, run.target,
-        label_smoothing=config.label_smoothing))
+        *experiment.step_options(config)))
   # On the host: what is on a device is gone after a step, which takes it over.
   state, frozen = jax.device_get(steps.create_state(variables, mask, run.tx))
   return Setup(run, variables, mask, state, frozen, pattern_images())
@@ -143,6 +146,20 @@ def load(config: Any) -> list[data.Images]:
   source = resident.open_source(config, info)
   return [device.look_up(whole, np.arange(len(whole.labels)), info.image_shape)
           for whole in (source.train_set, source.test_set)]
+
+
+def write_run(config, folder, value):
+  """Writes what a run leaves whose trained parameters have become `value`; returns its start."""
+  folder, run = workdir_lib.path(folder), experiment.build(config)
+  folder.mkdir(parents=True, exist_ok=True)
+  variables = experiment.draw_variables(run, config.seed)
+  state, frozen = experiment.start(run)
+  state = state._replace(trainable=jax.tree.map(lambda x: np.full_like(x, value), state.trainable))
+  workdir_lib.write_json(folder / 'config.json', {**flat(config), 'data.version': '1.0.0'})
+  checkpoint.keep(folder / 'frozen', frozen)
+  with checkpoint.open_checkpointer(folder, 1) as checkpointer:
+    checkpoint.save(checkpointer, 0, state)
+  return variables['params']
 
 
 class Killed(BaseException):

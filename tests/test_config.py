@@ -10,8 +10,9 @@ def test_the_paper_recipe_is_the_default():
   assert config.optimizer.to_dict() == dict(
       name='sgd', learning_rate=0.1, rates='', momentum=0.9, weight_decay=1e-4, decay_norms=True,
       schedule='steps', drops=(0.5, 0.75), drop_factor=0.1, warmup_epochs=0.0,
-      reference_batch_size=0)
+      reference_batch_size=0, gradient_noise=0.0, gradient_noise_decay=0.55)
   assert config.data.augment == 'pad_crop,flip' and config.label_smoothing == 0
+  assert config.teacher == '' and not config.log_dead
 
 
 def test_a_typo_fails():
@@ -34,7 +35,8 @@ def test_every_field_is_explained():
     ('optimizer.schedule', 'linear'), ('optimizer.rates', 'output'), ('optimizer.rates', 'conv=x'),
     ('optimizer.rates', 'conv=-1'), ('optimizer.rates', 'conv=1:2'),
     ('optimizer.rates', 'conv=1,conv=2'), ('data.augment', 'flip,flip'),
-    ('data.augment', 'cutout=a')])
+    ('data.augment', 'cutout=a'), ('optimizer.gradient_noise', -0.1),
+    ('optimizer.gradient_noise_decay', -1.0), ('distill', 1.1), ('temperature', 0.0)])
 def test_a_value_out_of_range_is_named_with_what_is_allowed(field, value):
   config = config_lib.default_config()
   config.update_from_flattened_dict({field: value})

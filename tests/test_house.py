@@ -10,17 +10,17 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'bnonly_jax'
 # From the ground up: a room imports from those before it and from itself.
 ROOMS = (
     ('config', 'seeds', 'validation'), ('mistakes',), ('command_line',), ('models',), ('masks',),
-    ('data',), ('optimizer',), ('steps',), ('experiment',), ('run', 'describe'), ('train',),
-    ('analysis',), ('export',), ('predict',), ('benchmark',), ('sweep',),
-    ('main', 'figures', 'data.show', 'analysis.__main__', 'benchmark.__main__', 'export.__main__',
-     'predict.__main__', 'sweep.__main__'))
+    ('data',), ('optimizer',), ('objective',), ('steps',), ('experiment',), ('run', 'describe'),
+    ('train',), ('analysis',), ('attack',), ('export',), ('predict',), ('benchmark',), ('sweep',),
+    ('main', 'figures', 'data.show', 'analysis.__main__', 'attack.__main__', 'benchmark.__main__',
+     'export.__main__', 'predict.__main__', 'sweep.__main__'))
 # What may be imported where alone.
 LIBRARIES = {
     'orbax': ('run.checkpoint',), 'matplotlib': ('run.plots', 'sweep'), 'optax': (
-        'optimizer', 'steps', 'experiment', 'benchmark.flax_peer'),
+        'optimizer', 'objective', 'steps', 'experiment', 'benchmark.flax_peer'),
     'tensorflow_datasets': ('data',), 'grain': ('data',),
     'absl': ('command_line', 'mistakes', 'main', 'figures', 'sweep.flags', 'sweep.__main__',
-             'data.show', 'data.prepare', 'data.streamed', 'analysis.__main__',
+             'data.show', 'data.prepare', 'data.streamed', 'analysis.__main__', 'attack.__main__',
              'benchmark.__main__', 'export.__main__', 'predict.__main__'),
     'onnx': ('export.onnx_file',), 'onnxruntime': ('export.onnx_file',),
     'tensorflow': (), 'clu': (), 'torch': ('benchmark', 'models.from_torch')}

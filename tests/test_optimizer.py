@@ -160,3 +160,37 @@ def test_a_rate_of_what_does_not_train_is_told(train, rates, message):
   config = conftest.pattern_config(train, **{'optimizer.rates': rates})
   with pytest.raises(UserError, match=f'config.optimizer.rates is .*{message}'):
     experiment.build(config, conftest.PATTERNS)
+
+
+def test_noise_is_gaussian_and_keyed_by_seed_step_and_name():
+  zeros = {'a': {'scale': jnp.zeros((200, 100)), 'bias': None}, 'b': jnp.zeros((200, 100))}
+  noise = lambda seed=0, step=0, tree=zeros: optimizer.add_noise(tree, 0.09, 0.55, seed, step)
+  first = noise()
+  assert first['a']['bias'] is None
+  values = np.asarray(first['a']['scale'])
+  assert abs(values.mean()) < 5 * 0.3 / values.size ** 0.5
+  assert values.std() == pytest.approx(0.3, rel=0.02)  # five times what chance leaves
+  assert np.mean(np.abs(values) < 0.3) == pytest.approx(0.6827, abs=0.015)
+  for other in (noise(seed=1)['b'], noise(step=1)['b'], first['a']['scale']):
+    assert abs(np.corrcoef(np.ravel(other), np.ravel(first['b']))[0, 1]) < 0.04
+  np.testing.assert_array_equal(noise(tree={'b': zeros['b']})['b'], first['b'])
+  late = np.asarray(noise(step=99)['b'])
+  assert late.std() == pytest.approx(0.3 * 100 ** -0.275, rel=0.02)
+
+
+def test_a_step_adds_noise_to_what_trains_before_momentum_the_same_on_any_devices():
+  fields = {'optimizer.gradient_noise': 0.01, 'optimizer.weight_decay': 0.0}
+  with jax.enable_x64(True):
+    one, two = (conftest.make_setup('gamma', devices, double=True, **fields) for devices in (1, 2))
+    first, _, (metrics,) = one.run(1)
+    momentum = optax.tree.get(first.opt_state, 'trace')
+    assert len(jax.tree.leaves(momentum)) == len(jax.tree.leaves(one.state.trainable))
+    noise = optimizer.add_noise(jax.tree.map(np.zeros_like, momentum), 0.01, 0.55, 0, 0)
+    gradient = jax.tree.map(lambda a, b: a - b, momentum, noise)
+    # The metrics tell of the gradient before the noise.
+    np.testing.assert_allclose(metrics['gradient_norm'], optax.tree.norm(gradient), rtol=1e-9)
+    assert optax.tree.norm(momentum) > 1.05 * metrics['gradient_norm']
+    straight = one.run(4)[0]
+    for state, tolerance in ((one.run(3, state=first)[0], 0), (two.run(4)[0], 1e-9)):
+      for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(straight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 # A small rate, since rounding differs and training amplifies it.
 FIELDS = {'train': 'batchnorm+random:1', 'data.subsample': 0.5, 'data.flip': True, 'epochs': 1,
           'data.augment': 'pad_crop,flip,randaugment,cutout,mixup',
-          'batch_size': 128, 'optimizer.learning_rate': 1e-3, 'optimizer.drops': ()}
+          'batch_size': 128, 'optimizer.learning_rate': 1e-3, 'optimizer.drops': (),
+          'optimizer.gradient_noise': 1e-3, 'log_dead': True}
 SEEDS = (3, 4)
 
 

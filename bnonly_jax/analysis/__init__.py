@@ -15,6 +15,8 @@ from bnonly_jax.analysis.activations import layer_names
 from bnonly_jax.analysis.evaluation import evaluate
 from bnonly_jax.analysis.evaluation import silent_relus
 from bnonly_jax.analysis.evaluation import thresholded
+from bnonly_jax.analysis.hessian import largest_eigenvalue
+from bnonly_jax.analysis.hessian import sharpness
 from bnonly_jax.analysis.loading import load
 from bnonly_jax.analysis.loading import Loaded
 from bnonly_jax.analysis.probe import linear_probe
@@ -29,8 +31,9 @@ from bnonly_jax.analysis.writing import analyse
 from bnonly_jax.analysis.writing import file_name
 from bnonly_jax.analysis.writing import write_cka
 from bnonly_jax.analysis.writing import write_probe
+from bnonly_jax.analysis.writing import write_sharpness
 
 __all__ = ['analyse', 'beta_table', 'by_layer', 'cka', 'evaluate', 'features', 'file_name',
-           'gamma_table', 'image_batches', 'layer_names', 'linear_probe', 'load', 'Loaded',
-           'relu_table', 'silent_relus', 'THRESHOLDS', 'thresholded', 'write_cka', 'write_probe',
-           'zero_small']
+           'gamma_table', 'image_batches', 'largest_eigenvalue', 'layer_names', 'linear_probe',
+           'load', 'Loaded', 'relu_table', 'sharpness', 'silent_relus', 'THRESHOLDS', 'thresholded',
+           'write_cka', 'write_probe', 'write_sharpness', 'zero_small']

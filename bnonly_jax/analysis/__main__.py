@@ -5,10 +5,11 @@ r"""Looks into a trained network: gamma and beta, small gammas, ReLUs that never
 The run may be finished, interrupted or going on. Writes DIR/analysis.json and DIR/analysis_*.png,
 and nothing else there. Instead of these,
 
-  python -m bnonly_jax.analysis --workdir=DIR --cka=WORKDIR[@STEP] --probe
+  python -m bnonly_jax.analysis --workdir=DIR --cka=WORKDIR[@STEP] --probe --sharpness
 
-compares it with another run layer by layer, and fits a linear probe on its features; either flag
-will do. docs/analysis.md says what is written.
+compares it with another run layer by layer, fits a linear probe on its features, and finds the
+largest eigenvalue of the loss's Hessian; any of these flags will do. docs/analysis.md and
+docs/beyond.md say what is written.
 """
 
 from absl import flags
@@ -26,6 +27,11 @@ _CKA = flags.DEFINE_string(
 _PROBE = flags.DEFINE_bool(
     'probe', False, 'What a linear classifier reads from the features before the output layer.')
 
+_SHARPNESS = flags.DEFINE_bool(
+    'sharpness', False, "The largest eigenvalue of the training loss's Hessian in what trains.")
+_IMAGES = flags.DEFINE_integer(
+    'sharpness_images', None, 'With --sharpness: on how many training images; default: 256.')
+
 
 def main() -> None:
   # Here, so that a mistake in the flags is told at once.
@@ -35,7 +41,10 @@ def main() -> None:
     analysis.write_cka(_WORKDIR.value, _CKA.value, *which)
   if _PROBE.value:
     analysis.write_probe(_WORKDIR.value, *which)
-  if not _CKA.value and not _PROBE.value:
+  if _SHARPNESS.value:
+    images = {} if _IMAGES.value is None else {'images': _IMAGES.value}
+    analysis.write_sharpness(_WORKDIR.value, *which, **images)
+  if not _CKA.value and not _PROBE.value and not _SHARPNESS.value:
     analysis.analyse(_WORKDIR.value, *which)
 
 

@@ -163,8 +163,8 @@ def image_batches(loaded: Loaded, train: bool = False) -> Iterator[tuple[np.ndar
   if train:
     for field, whole in (('subsample', 1), ('random_labels', 0)):
       if run.config.data[field] != whole:
-        raise UserError(f'--probe: config.data.{field} is {run.config.data[field]} in a run that is'
-                        f' streamed; allowed is {whole}. Probe a run on all images.')
+        raise UserError(f'--probe, --sharpness: config.data.{field} is {run.config.data[field]} in'
+                        f' a run that is streamed; allowed is {whole}. Choose a run on all images.')
     source = experiment.open_source(run._replace(info=run.info._replace(
         test_split='train', test_images=run.info.train_images)))
   for batch, weight in source.eval_batches(run.eval_batch_size):

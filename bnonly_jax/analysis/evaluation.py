@@ -15,6 +15,7 @@ from bnonly_jax.analysis.loading import Loaded
 from bnonly_jax.config import UserError
 from bnonly_jax.data import device
 from bnonly_jax.data import prepare
+from bnonly_jax.models import firing
 from bnonly_jax.models import layers
 from bnonly_jax.run import metrics
 from bnonly_jax.run import plots
@@ -104,10 +105,7 @@ def silent_relus(loaded: Loaded) -> dict[str, np.ndarray]:
 def watched(loaded: Loaded) -> bool:
   """Whether a network has ReLUs that tell which of them fire (see models/norm.py)."""
   run = loaded.experiment
-  images = jax.ShapeDtypeStruct((1, *run.info.image_shape), np.float32)
-  told = jax.eval_shape(lambda variables, images: run.network.apply(
-      variables, images, train=False, mutable=['intermediates'])[1], run.shapes, images)
-  return any(name.endswith('/fired') for name in masks.flatten(told))
+  return firing.tells(run.network, run.shapes, run.info.image_shape)
 
 
 def _state(loaded, params):

@@ -45,8 +45,8 @@ def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '
   config, facts = workdir_lib.read_config(workdir)
   config.data.dir = data_dir or config.data.dir
   fitting = config.copy_and_resolve_references()
-  # Of training, whose devices need not be those here; an evaluation depends on neither.
-  fitting.update(batch_size=len(jax.devices()), batchnorm_images=0, replicates=1,
+  # Of training, whose devices need not be those here; an evaluation depends on none of it.
+  fitting.update(batch_size=len(jax.devices()), batchnorm_images=0, replicates=1, teacher='',
                  seed=config.seed + replicate)
   built = experiment.build(fitting)
   if facts.get('data.version') != built.info.version:

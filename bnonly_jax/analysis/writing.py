@@ -1,12 +1,15 @@
 """What is found in a run: computed, written into its folder, drawn and printed."""
 
+from collections.abc import Callable
 import os
 import pathlib
 from typing import Any
 
+from etils import epath
 import ml_collections
 
 from bnonly_jax.analysis import evaluation
+from bnonly_jax.analysis import hessian
 from bnonly_jax.analysis import loading
 from bnonly_jax.analysis import probe
 from bnonly_jax.analysis import similarity
@@ -22,10 +25,11 @@ from bnonly_jax.run import workdir as workdir_lib
 
 def file_name(config: ml_collections.ConfigDict, replicate: int) -> str:
   """Returns what the analysis of a run, or of one of its replicates, is called."""
-  return f'analysis{_which(config, replicate)}.json'
+  return f'analysis{which(config, replicate)}.json'
 
 
-def _which(config, replicate):
+def which(config: ml_collections.ConfigDict, replicate: int) -> str:
+  """Returns the end of the names of files on one of several replicates; '' of a single one."""
   return f'_seed{config.seed + replicate}' if config.replicates > 1 else ''
 
 
@@ -47,7 +51,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
   Raises:
     UserError: as `load` and `evaluate`, or the folder cannot be written.
   """
-  loaded = _load_to_write(workdir, step, data_dir, replicate)
+  loaded = load_to_write(workdir, step, data_dir, replicate)
   workdir, config, params = loaded.workdir, loaded.config, loaded.variables['params']
   parameters, watched = loaded.experiment.parameters, evaluation.watched(loaded)
   steps_per_epoch = loaded.experiment.info.train_images // config.batch_size
@@ -77,11 +81,13 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
         draw(analysis, written[-1], title)
     return [str(path) for path in written]
 
-  _write(workdir, write)
+  write_into(workdir, write)
   return analysis
 
 
-def _load_to_write(workdir, step, data_dir, replicate):
+def load_to_write(workdir: str | pathlib.Path, step: int | None, data_dir: str, replicate: int
+                  ) -> loading.Loaded:
+  """Loads a run as `load` does; raises UserError also if its folder cannot be written."""
   loaded = loading.load(workdir, step, data_dir, replicate)
   if not workdir_lib.is_remote(loaded.workdir) and not os.access(loaded.workdir, os.W_OK):
     raise UserError(f'--workdir={workdir} cannot be written; allowed is a folder of yours. Copy it,'
@@ -89,7 +95,7 @@ def _load_to_write(workdir, step, data_dir, replicate):
   return loaded
 
 
-def _write(workdir, write):
+def write_into(workdir: epath.Path, write: Callable[[], list[str]]) -> None:
   """Calls what writes into a run's folder in the main process, and prints what it has written."""
   with full_disk.told(workdir, remedy='Make room, or copy it and give the copy as --workdir.'):
     written = processes.on_main(write)
@@ -116,11 +122,11 @@ def write_cka(workdir: str | pathlib.Path, other: str, step: int | None = None, 
   Raises:
     UserError: as `load` and `by_layer`, or the folder cannot be written.
   """
-  loaded = _load_to_write(workdir, step, data_dir, replicate)
+  loaded = load_to_write(workdir, step, data_dir, replicate)
   folder, other_step = trained.split_step(other)
   several = workdir_lib.read_config(folder, f'--cka={other}')[0].replicates > 1
   against = loading.load(folder, other_step, data_dir, replicate if several else 0)
-  found = {'run': _whose(loaded), 'other': _whose(against),
+  found = {'run': whose(loaded), 'other': whose(against),
            'test_images': loaded.experiment.info.test_images,
            'layers': [{'layer': layer, 'cka': value}
                       for layer, value in similarity.by_layer(loaded, against).items()]}
@@ -128,18 +134,19 @@ def write_cka(workdir: str | pathlib.Path, other: str, step: int | None = None, 
       [row['layer'], 'constant' if row['cka'] is None else f'{row["cka"]:.4f}']
       for row in found['layers']])
   name = f'cka_{folder.parent.name}_{folder.name}' + (
-      '' if other_step is None else f'_step{other_step}') + _which(loaded.config, replicate)
+      '' if other_step is None else f'_step{other_step}') + which(loaded.config, replicate)
 
   def write():
     workdir_lib.write_json(loaded.workdir / f'{name}.json', found)
     plots.cka_by_layer(found, loaded.workdir / f'{name}.png')
     return [str(loaded.workdir / f'{name}.{kind}') for kind in ('json', 'png')]
 
-  _write(loaded.workdir, write)
+  write_into(loaded.workdir, write)
   return found
 
 
-def _whose(loaded):
+def whose(loaded: loading.Loaded) -> dict[str, Any]:
+  """Returns what a file says of the run that it is on."""
   config = loaded.experiment.config
   return {'workdir': str(loaded.workdir), 'step': loaded.step, 'network': config.network,
           'train': config.train, 'seed': config.seed}
@@ -157,19 +164,51 @@ def write_probe(workdir: str | pathlib.Path, step: int | None = None, data_dir: 
   Raises:
     UserError: as `load` and `linear_probe`, or the folder cannot be written.
   """
-  loaded = _load_to_write(workdir, step, data_dir, replicate)
-  found = {**_whose(loaded), **probe.linear_probe(loaded)}
+  loaded = load_to_write(workdir, step, data_dir, replicate)
+  found = {**whose(loaded), **probe.linear_probe(loaded)}
   metrics.console.print(
       f'linear probe on the {found["features"]} features before the output layer, fitted on'
       f' {found["train_images"]:,} training images: test accuracy {found["test_accuracy"]:.4f}; the'
       f' run\'s own {found["own_test_accuracy"]:.4f}')
-  path = loaded.workdir / f'probe{_which(loaded.config, replicate)}.json'
+  path = loaded.workdir / f'probe{which(loaded.config, replicate)}.json'
 
   def write():
     workdir_lib.write_json(path, found)
     return [str(path)]
 
-  _write(loaded.workdir, write)
+  write_into(loaded.workdir, write)
+  return found
+
+
+def write_sharpness(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '',
+                    replicate: int = 0, images: int = hessian.IMAGES) -> dict[str, Any]:
+  """Finds how sharp a run's training loss is, writes and prints it.
+
+  Args are those of `load`, and of `hessian.sharpness`.
+
+  Returns:
+    What sharpness.json holds: what `hessian.sharpness` gives, and whose it is.
+
+  Raises:
+    UserError: as `load` and `hessian.sharpness`, or the folder cannot be written.
+  """
+  if images < 1:
+    raise UserError(f'--sharpness_images={images}; allowed is 1 or more. Leave it out for'
+                    f' {hessian.IMAGES}.')
+  loaded = load_to_write(workdir, step, data_dir, replicate)
+  found = {**whose(loaded), **hessian.sharpness(loaded, images)}
+  metrics.console.print(
+      f'largest eigenvalue {found["largest_eigenvalue"]:.6g} of the Hessian of the training loss in'
+      f' the {found["parameters"]:,} parameters that train, on {found["train_images"]:,} training'
+      f' images; residual {found["residual"]:.2g} after {found["iterations"]} products'
+      + ('' if found['converged'] else ': not converged, take it as an estimate from below'))
+  path = loaded.workdir / f'sharpness{which(loaded.config, replicate)}.json'
+
+  def write():
+    workdir_lib.write_json(path, found)
+    return [str(path)]
+
+  write_into(loaded.workdir, write)
   return found
 
 

@@ -104,7 +104,7 @@ def lower_training(run: Experiment) -> jax.stages.Lowered:
 
 def lower_evaluation(run: Experiment) -> jax.stages.Lowered:
   """Lowers the evaluation step."""
-  state, frozen, whole, _, _ = experiment.train_arguments(run)
+  state, frozen, whole, *_ = experiment.train_arguments(run)
   shape, info, devices = jax.ShapeDtypeStruct, run.info, len(run.target.devices)
   share = (devices, run.eval_batch_size // devices)
   batch = shape(share, np.int32)
@@ -123,7 +123,7 @@ def beside(run: Experiment, evaluation: bool) -> int:
   While it trains that is a resident test set, while it evaluates the training set and the
   optimizer's state.
   """
-  state, _, whole, _, _ = experiment.train_arguments(run)
+  state, _, whole, *_ = experiment.train_arguments(run)
   if whole is None:
     images = 0
   else:

@@ -37,7 +37,8 @@ FORMAT = 1
 OF_TRAINING = ('epochs', 'batch_size', 'batchnorm_images', 'remat', 'replicates', 'init_from',
                'data.subsample', 'data.random_labels', 'data.bad_images', 'data.test_split',
                'data.pad', 'data.flip', 'data.augment', 'data.crop_area',
-               'data.crop_ratio', 'data.resident_limit', 'label_smoothing')
+               'data.crop_ratio', 'data.resident_limit', 'label_smoothing', 'teacher', 'distill',
+               'temperature', 'log_dead')
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16}
 
 

@@ -159,6 +159,21 @@ def cka_by_layer(found: dict[str, Any], path: epath.Path) -> None:
   _save(figure, path)
 
 
+def attacked(found: dict[str, Any], path: epath.Path) -> None:
+  """Draws the accuracy of runs by how far pixels may move, of an attack.json."""
+  figure, axes = pyplot().subplots(figsize=(6.5, 4.8), layout='constrained')
+  for number, run in enumerate(found['runs']):
+    points = [(255 * row['eps'], row['test_accuracy']) for row in run['accuracies']]
+    axes.plot(*zip(*points, strict=True), '-' if number < len(COLOURS) else '--', marker='o',
+              color=COLOURS[number % len(COLOURS)],
+              label=f'{run["name"]}: {run["network"]}, training {run["train"]}')
+  axes.set(xlabel='largest change of a pixel, of 255 levels', ylabel='test accuracy',
+           ylim=(0, 1.02), title='FGSM' if not found['steps'] else f'PGD, {found["steps"]} steps')
+  axes.grid(alpha=0.3)
+  figure.legend(loc='outside lower center', ncols=1, fontsize='small')
+  _save(figure, path)
+
+
 def _layer_axis(axes, names):
   """Names the layers below the axes: all of them, or where there are many the stages' first."""
   stages = [name.split('/')[0] for name in names]

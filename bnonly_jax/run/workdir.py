@@ -195,8 +195,8 @@ def holds(workdir: epath.Path, facts: dict[str, Any]) -> bool:
 def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]) -> None:
   """Makes the folder, keeps other processes out of it, and writes JSON files there.
 
-  The result of a shorter run becomes result_EPOCHS_epochs.json. The frozen half and the start that
-  an attempt with another config left go: they are written anew.
+  The result of a shorter run becomes result_EPOCHS_epochs.json. The frozen half, the start and
+  the teachers that an attempt with another config left go: they are written anew.
 
   Args:
     workdir: the folder.
@@ -215,7 +215,7 @@ def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]
       facts = files['config.json']
       check(workdir, facts)  # again: now no one else can change it
       if not holds(workdir, facts):
-        for name in ('frozen', 'start', 'start.json'):
+        for name in ('frozen', 'start', 'start.json', 'teachers', 'teachers.json'):
           if (workdir / name).exists():
             (workdir / name).rmtree() if (workdir / name).is_dir() else (workdir / name).unlink()
     result = reading.result(workdir)

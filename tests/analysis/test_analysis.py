@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+from conftest import write_run
 from flax.traverse_util import unflatten_dict
 import jax
 import numpy as np
@@ -19,13 +20,11 @@ from bnonly_jax import masks
 from bnonly_jax import models
 from bnonly_jax import train
 from bnonly_jax.analysis import evaluation
-from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.models import layers
 from bnonly_jax.models import norm
-from bnonly_jax.run import checkpoint
 from bnonly_jax.run import workdir as workdir_lib
 
 
@@ -306,20 +305,6 @@ def test_a_run_that_goes_on_elsewhere_or_is_damaged_is_read_as_far_as_it_goes(wo
         np.testing.assert_array_equal(masks.flatten(older.variables['params'])[name], value)
   with pytest.raises(UserError, match='checkpoint of step 10 in .* is damaged; there are 5, 10'):
     analysis.load(copy, 10)
-
-
-def write_run(config, folder, value):
-  """Writes what a run leaves whose trained parameters have become `value`; returns its start."""
-  folder, run = workdir_lib.path(folder), experiment.build(config)
-  folder.mkdir(parents=True, exist_ok=True)
-  variables = experiment.draw_variables(run, config.seed)
-  state, frozen = experiment.start(run)
-  state = state._replace(trainable=jax.tree.map(lambda x: np.full_like(x, value), state.trainable))
-  workdir_lib.write_json(folder / 'config.json', {**flat(config), 'data.version': '1.0.0'})
-  checkpoint.keep(folder / 'frozen', frozen)
-  with checkpoint.open_checkpointer(folder, 1) as checkpointer:
-    checkpoint.save(checkpointer, 0, state)
-  return variables['params']
 
 
 def test_single_trained_weights_come_back_in_their_place(data_dir, tmp_path):

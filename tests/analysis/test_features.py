@@ -4,12 +4,12 @@ import shutil
 import subprocess
 import sys
 
+from conftest import write_run
 import jax
 import numpy as np
 import pytest
 from test_analysis import by_hand
 from test_analysis import images_of_the_test
-from test_analysis import write_run
 from test_main import environment
 from test_main import ROOT
 from test_train import tiny_config
@@ -172,7 +172,7 @@ def test_streamed_images_are_the_resident_ones(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert len(whole[1]) == (1437 if train_images else 360)
   config.data.subsample = 0.5
-  with pytest.raises(UserError, match='--probe: config.data.subsample is 0.5 .* streamed'):
+  with pytest.raises(UserError, match='--sharpness: config.data.subsample is 0.5 .* streamed'):
     next(analysis.image_batches(run._replace(experiment=experiment.build(config)), train=True))
 
 

@@ -107,6 +107,7 @@ def leave(config, folder):
   """Writes what a run has in its folder that trained no step, and returns the folder."""
   folder, run = workdir_lib.path(folder), experiment.build(config)
   state, frozen = experiment.start(run)
+  folder.mkdir(parents=True, exist_ok=True)
   workdir_lib.write_json(folder / 'config.json', {**flat(config), 'data.version': '1.0.0'})
   checkpoint.keep(folder / 'frozen', frozen)
   with checkpoint.open_checkpointer(folder, 1) as checkpointer:

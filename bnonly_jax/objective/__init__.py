@@ -1,0 +1,1 @@
+"""What training minimises: the loss with the labels, and that with teachers."""
