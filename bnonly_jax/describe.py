@@ -13,6 +13,7 @@ from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax.models import conv
 from bnonly_jax.models import depthwise
+from bnonly_jax.models import frozen_half
 from bnonly_jax.run import metrics
 
 _DEPTHWISE = (depthwise.shifted_products.__name__, depthwise.shifted_sums.__name__)
@@ -28,7 +29,8 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; `moved_step`, the
     bytes of the global batch's step by `cost`; bytes of `state`, of `optimizer` (a part of the
     state), `frozen`, and `checkpoint` (the state's arrays, to which the files of a checkpoint add
-    some kilobytes); and `image_shape`, `classes`, `prepared`.
+    some kilobytes); `kernels`, what there is to say of convolutions' weights; and `image_shape`, `classes`,
+    `prepared`.
 
   Raises:
     UserError: as `experiment.build`.
@@ -51,6 +53,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
       'optimizer': _bytes(arguments[0].opt_state),
       'frozen': _bytes(arguments[1]),
       'checkpoint': _bytes(arguments[0]),
+      'kernels': _kernels(run),
       'image_shape': info.image_shape,
       'classes': info.classes,
       'prepared': prepared,
@@ -98,6 +101,27 @@ def print_description(config: ml_collections.ConfigDict) -> None:
       f' ({step / forward:.2f} times)'
       f'\nbytes: state {values["state"]:,} (the optimizer {values["optimizer"]:,} of it), frozen'
       f' {values["frozen"]:,}, a checkpoint {values["checkpoint"]:,}')
+  if values['kernels']:
+    metrics.console.print(values['kernels'])
+
+
+def _kernels(run: experiment.Experiment) -> str:
+  """Says how many weights of convolutions are not zero, and what codes take in their place."""
+  config, known, told = run.config, frozen_half.kernels(run.parameters), []
+  if config.weight_sparsity:
+    numbers = frozen_half.kept_numbers(known, config.weight_sparsity, config.weight_sparsity_layers)
+    weights = sum(int(np.prod(one.whole_shape)) for one in known.values())
+    kept = sum(number * len(known[name].names) for name, number in numbers.items())
+    told.append(f'{kept:,} of {weights:,} weights are not zero')
+  if config.weight_bits != '0':
+    coded = {name: leaf for name, leaf in masks.flatten(run.frozen).items()
+             if isinstance(leaf, masks.Codes)}
+    weights = sum(int(np.prod(known[name].whole_shape)) for name in coded)
+    told.append(f'{weights:,} frozen weights are codes ({config.weight_bits}) of'
+                f' {_bytes([leaf.codes for leaf in coded.values()]):,} bytes, with scales of'
+                f' {_bytes([leaf.scale for leaf in coded.values()]):,}; as float32 they would be of'
+                f' {4 * weights:,}')
+  return f'convolutions: {"; ".join(told)}' if told else ''
 
 
 def cost(jaxpr: core.Jaxpr) -> tuple[int, int]:

@@ -59,8 +59,8 @@ def stack(starts: Sequence[tuple[State, Any]]) -> tuple[State, Any]:
 def cast_kernels(frozen: Any, dtype: str) -> Any:
   """Returns the frozen half with the kernels of convolutions in the dtype they are used in."""
   return jax.tree.map(
-      lambda leaf: leaf.astype(dtype) if not isinstance(leaf, masks.Chosen) and leaf.ndim > 3
-      else leaf, frozen, is_leaf=lambda leaf: isinstance(leaf, masks.Chosen))
+      lambda leaf: leaf.astype(dtype) if not isinstance(leaf, masks.PARTS) and leaf.ndim > 3
+      else leaf, frozen, is_leaf=lambda leaf: isinstance(leaf, masks.PARTS))
 
 
 class Target(NamedTuple):
@@ -218,7 +218,8 @@ def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing)
       images = device.normalise(images, preparation)
 
     def loss_of(trainable):
-      variables = {'params': masks.merge(trainable, frozen), 'batch_stats': state.batch_stats}
+      variables = {'params': masks.merge(trainable, frozen, preparation.dtype),
+                   'batch_stats': state.batch_stats}
       logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
       loss = _loss(logits, labels, mixed, label_smoothing)
       accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
@@ -271,7 +272,8 @@ def eval_step(network: nn.Module, preparation: device.Preparation, target: Targe
       images = device.normalise(images, preparation)
 
     def one(trainable, batch_stats, frozen):
-      variables = {'params': masks.merge(trainable, frozen), 'batch_stats': batch_stats}
+      variables = {'params': masks.merge(trainable, frozen, preparation.dtype),
+                   'batch_stats': batch_stats}
       logits = network.apply(variables, images, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       correct = jnp.argmax(logits, -1) == labels
@@ -299,7 +301,8 @@ def firing_step(network: nn.Module, preparation: device.Preparation,
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
-    variables = {'params': masks.merge(state.trainable, frozen), 'batch_stats': state.batch_stats}
+    variables = {'params': masks.merge(state.trainable, frozen, preparation.dtype),
+                 'batch_stats': state.batch_stats}
     images, _ = device.look_up(data, batch, preparation.image_shape)
     _, told = network.apply(variables, device.normalise(images, preparation), train=False,
                             mutable=['intermediates'])

@@ -4,12 +4,16 @@ A mask is a pytree like the parameters with a bool for each tensor, or a bool ar
 which only single weights train, or only some of the blocks that it stacks.
 """
 
+from bnonly_jax.masks.codes import code_kernels
+from bnonly_jax.masks.codes import Codes
 from bnonly_jax.masks.halves import Chosen
 from bnonly_jax.masks.halves import merge
 from bnonly_jax.masks.halves import partition
+from bnonly_jax.masks.halves import PARTS
 from bnonly_jax.masks.halves import tensors_trained
 from bnonly_jax.masks.norms import by_name
 from bnonly_jax.masks.norms import norms_only
+from bnonly_jax.masks.of_config import of_config
 from bnonly_jax.masks.selection import GROUPS
 from bnonly_jax.masks.selection import make_mask
 from bnonly_jax.masks.table import as_json
@@ -18,5 +22,6 @@ from bnonly_jax.masks.table import table
 from bnonly_jax.masks.table import total
 from bnonly_jax.models.parameters import flatten
 
-__all__ = ['as_json', 'by_name', 'Chosen', 'flatten', 'GroupRow', 'GROUPS', 'make_mask', 'merge',
-           'norms_only', 'partition', 'table', 'tensors_trained', 'total']
+__all__ = ['as_json', 'by_name', 'Chosen', 'code_kernels', 'Codes', 'flatten', 'GroupRow', 'GROUPS',
+           'make_mask', 'merge', 'norms_only', 'of_config', 'partition', 'PARTS', 'table',
+           'tensors_trained', 'total']

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnonly_jax.masks import codes
+from bnonly_jax.masks.codes import Codes
+
 
 class Chosen(NamedTuple):
   """The frozen half of a tensor of which single weights train."""
@@ -14,11 +17,15 @@ class Chosen(NamedTuple):
   index: jax.Array  # int32 [n], where the trained weights lie in the flattened tensor
 
 
+# What stands in the place of a tensor in a frozen half, besides arrays and None.
+PARTS = (Chosen, Codes)
+
+
 def partition(params: Any, mask: Any) -> tuple[Any, Any]:
   """Splits parameters into what trains and what is frozen.
 
   Args:
-    params: any pytree.
+    params: any pytree; tensors of which nothing trains may be `Codes`.
     mask: one like it, of bools and bool arrays.
 
   Returns:
@@ -32,15 +39,23 @@ def partition(params: Any, mask: Any) -> tuple[Any, Any]:
     index = np.flatnonzero(keep).astype(np.int32)
     return tensor.reshape(-1)[index], Chosen(tensor, index)
 
-  leaves, structure = jax.tree.flatten(params)
+  leaves, structure = jax.tree.flatten(params, is_leaf=lambda x: isinstance(x, Codes))
   pairs = [split(keep, leaf)
            for keep, leaf in zip(structure.flatten_up_to(mask), leaves, strict=True)]
   return tuple(structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
 
 
-def merge(trainable: Any, frozen: Any) -> Any:
-  """Puts the two halves together again. The inverse of `partition`."""
+def merge(trainable: Any, frozen: Any, dtype: str = 'float32') -> Any:
+  """Puts the two halves together again. The inverse of `partition`, but for codes: these it decodes.
+
+  Args:
+    trainable: the one.
+    frozen: the other.
+    dtype: of the kernels that are decoded.
+  """
   def join(t, f):
+    if isinstance(f, Codes):
+      return codes.decode(f).astype(dtype)
     if t is None:
       return f
     if isinstance(f, Chosen):

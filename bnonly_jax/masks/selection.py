@@ -68,7 +68,7 @@ def _mask_of_groups(selection, parameters, seed):
     if place:
       chosen = _at(place, chosen, parameters, selection)
     for name, keep in chosen.items():
-      mask[name] = _simple(np.logical_or(mask[name], keep) if sign == '+'
+      mask[name] = simple(np.logical_or(mask[name], keep) if sign == '+'
                            else np.logical_and(mask[name], np.logical_not(keep)))
   return mask
 
@@ -110,7 +110,7 @@ def _at(place, chosen, parameters, selection):
 
 def _blocks(known, held):
   """Which of a stack are held, by their names: a bool, or an array in the whole stack's shape."""
-  keep = _simple(np.array([held(name) for name in known.names]).reshape(known.stack))
+  keep = simple(np.array([held(name) for name in known.names]).reshape(known.stack))
   if isinstance(keep, bool):
     return keep
   return np.broadcast_to(keep.reshape(*known.stack, *(1 for _ in known.shape)), known.whole_shape)
@@ -157,8 +157,8 @@ def _random_weights(name, known, number, seed):
   return chosen.reshape(known.whole_shape)
 
 
-def _simple(keep):
-  """A bool for an array that is all True or all False."""
+def simple(keep: np.ndarray) -> bool | np.ndarray:
+  """Returns a bool for an array that is all True or all False."""
   return bool(keep.flat[0]) if keep.all() or not keep.any() else keep
 
 
