@@ -24,9 +24,11 @@ def default_config() -> ml_collections.ConfigDict:
   # output, shortcut, conv (every convolution but the shortcuts'), dense, attention, embedding,
   # other, all, nothing, norm:KIND (the norms of one kind: batch, layer, group, rms, instance), and
   # random:K, which is K weights of every output channel of every convolution. Each may have a
-  # place: batchnorm@stage3, batchnorm@stage3/block2, batchnorm@last:4 (the last four norms). Or a
-  # JSON list of rules, [["norm1/scale$", true], ["", false]]: the first rule whose expression is
-  # found in a parameter's name (--describe --names) says whether it trains.
+  # place: batchnorm@stage3, batchnorm@stage3/block2, batchnorm@last:4 (the last four norms).
+  # subspace:K, without a place, is K coefficients for every such channel, of frozen random
+  # directions (docs/random_features.md). Or a JSON list of rules,
+  # [["norm1/scale$", true], ["", false]]: the first rule whose expression is found in a parameter's
+  # name (--describe --names) says whether it trains.
   config.train = 'batchnorm'
   # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
   # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19. docs/hosts.md has more. Or

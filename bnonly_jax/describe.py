@@ -29,8 +29,8 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; `moved_step`, the
     bytes of the global batch's step by `cost`; bytes of `state`, of `optimizer` (a part of the
     state), `frozen`, and `checkpoint` (the state's arrays, to which the files of a checkpoint add
-    some kilobytes); `kernels`, what there is to say of convolutions' weights; and `image_shape`, `classes`,
-    `prepared`.
+    some kilobytes); `kernels`, what there is to say of convolutions' weights; and `image_shape`,
+    `classes`, `prepared`.
 
   Raises:
     UserError: as `experiment.build`.
@@ -73,10 +73,10 @@ def names(config: ml_collections.ConfigDict) -> list[tuple[str, str, str, str]]:
   run = experiment.build(config, data.find_or_assume(config)[0])
   mask, rows = masks.flatten(run.mask), []
   for whole, known in run.parameters.items():
-    keeps = np.broadcast_to(mask[whole], known.whole_shape).reshape(-1, *known.shape)
-    for order, name, keep in zip(known.order, known.names, keeps, strict=True):
-      trained = int(np.sum(keep))
-      trains = {0: 'frozen', keep.size: 'trains'}.get(trained, f'{trained:,} train')
+    size = int(np.prod(known.shape))
+    numbers = masks.trained_numbers(mask[whole], known.whole_shape, len(known.names))
+    for order, name, trained in zip(known.order, known.names, numbers, strict=True):
+      trains = {0: 'frozen', size: 'trains'}.get(trained, f'{trained:,} train')
       rows.append((order, name, 'x'.join(map(str, known.shape)) or '1', known.group, trains))
   return [row for _, *row in sorted(rows)]
 
@@ -121,6 +121,13 @@ def _kernels(run: experiment.Experiment) -> str:
                 f' {_bytes([leaf.codes for leaf in coded.values()]):,} bytes, with scales of'
                 f' {_bytes([leaf.scale for leaf in coded.values()]):,}; as float32 they would be of'
                 f' {4 * weights:,}')
+  spans = [keep for keep in masks.flatten(run.mask).values() if isinstance(keep, masks.Span)]
+  if spans:
+    channels = sum(len(one.names) * one.shape[-1] for one in known.values())
+    directions = [leaf.directions for leaf in masks.flatten(run.frozen).values()
+                  if isinstance(leaf, masks.Spanned)]
+    told.append(f'{spans[0].number} coefficients train for each of {channels:,} output channels,'
+                f' of directions of {_bytes(directions):,} bytes')
   return f'convolutions: {"; ".join(told)}' if told else ''
 
 

@@ -1,6 +1,4 @@
-"""Frozen kernels as codes: what they stand for, how many bytes they take, and training with them."""
-
-import shutil
+"""Frozen kernels as codes: what they stand for, how many bytes they take, training with them."""
 
 import conftest
 from conftest import train_and_die
@@ -8,7 +6,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from test_train import last_state
 from test_train import tiny_config
 
 import bnonly_jax
@@ -170,7 +167,6 @@ def run(data_dir, tmp_path_factory):
   config = tiny_config(data_dir, weight_bits='e5m2', weight_sparsity=0.5, epochs=1,
                        checkpoint_every_steps=2)
   train_and_die(config, folder / 'run', 4)
-  shutil.copytree(folder / 'run', folder / 'whole')
   train.train_and_evaluate(config, folder / 'run')
   return folder / 'run', config
 

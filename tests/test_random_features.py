@@ -1,14 +1,21 @@
 """Random weights that are sparse, coded, of low rank, or moved within a subspace, in training."""
 
 import conftest
+from etils import epath
 import jax
 import numpy as np
 import pytest
+from test_train import tiny_config
 
+import bnonly_jax
+from bnonly_jax import analysis
 from bnonly_jax import experiment
 from bnonly_jax import masks
+from bnonly_jax import train
 from bnonly_jax.config import UserError
+from bnonly_jax.export import seed
 from bnonly_jax.models import frozen_half
+from bnonly_jax.run import origin
 
 
 def all_params(setup, state, frozen):
@@ -82,3 +89,108 @@ def test_what_makes_no_sense_is_told_in_a_line(message, fields):
   config = conftest.pattern_config(**fields)
   with pytest.raises(UserError, match=f'config.{message}.*--config'):
     experiment.build(config, conftest.PATTERNS, jax.devices()[:1])
+
+
+SPAN = 'subspace:2+output'
+
+
+def span_arrays(tree):
+  return {name: leaf for name, leaf in masks.flatten(tree).items()
+          if isinstance(leaf, masks.Spanned)}
+
+
+def test_a_subspace_has_coefficients_for_each_channel_and_starts_at_the_frozen_network():
+  setup = conftest.make_setup(SPAN)
+  parameters = setup.experiment.parameters
+  drawn = masks.flatten(conftest.make_setup().variables['params'])
+  start = all_params(setup, setup.state, setup.frozen)
+  for name, value in start.items():
+    np.testing.assert_array_equal(value, drawn[name], err_msg=name)
+  coefficients = masks.flatten(setup.state.trainable)
+  spanned, channels = span_arrays(setup.frozen), 0
+  assert spanned.keys() == frozen_half.kernels(parameters).keys()
+  for name, (tensor, directions) in spanned.items():
+    known = parameters[name]
+    assert coefficients[name].shape == (*known.stack, 2, known.shape[-1])
+    channels += len(known.names) * known.shape[-1]
+    flat = directions.reshape(len(known.names), 2, -1, known.shape[-1])
+    np.testing.assert_allclose(np.square(flat).sum(2), 1, rtol=1e-5)
+    # Of one channel as of another, the directions are independent.
+    assert abs((flat[:, 0] * flat[:, 1]).sum(1).mean()) < 6 / np.sqrt(
+        flat.shape[2] * len(flat) * known.shape[-1]), name
+    assert tensor.shape == known.whole_shape
+  rows = {row.group: row.trained for row in masks.table(parameters, setup.mask)}
+  assert rows['conv'] + rows['shortcut'] == 2 * channels == 2 * 336
+  assert rows['output'] == 650 and rows['gamma'] == rows['beta'] == 0
+
+
+def test_within_a_subspace_kernels_move_along_the_directions_and_all_else_is_frozen():
+  setup = conftest.make_setup(SPAN, 2, **{'optimizer.weight_decay': 0.5})
+  state, frozen, _ = setup.run(3)
+  jax.tree.map(np.testing.assert_array_equal, frozen, setup.frozen)
+  start, after = (all_params(setup, *pair) for pair in (
+      (setup.state, setup.frozen), (state, frozen)))
+  coefficients = masks.flatten(state.trainable)
+  for name, (tensor, directions) in span_arrays(frozen).items():
+    moved = np.zeros(tensor.shape)
+    stack = len(setup.experiment.parameters[name].stack)
+    for k in range(2):
+      along = np.take(coefficients[name], k, stack)
+      assert np.all(along != 0), name
+      moved += np.take(directions, k, stack) * along.reshape(
+          *along.shape[:-1], *(1,) * (tensor.ndim - along.ndim), along.shape[-1])
+    np.testing.assert_allclose(after[name], tensor + moved, atol=1e-6, err_msg=name)
+  for name, value in after.items():
+    if 'norm' in name:
+      np.testing.assert_array_equal(value, start[name], err_msg=name)
+
+
+def test_directions_depend_on_the_seed_and_the_name_and_leave_zeros_alone():
+  setup = conftest.make_setup(SPAN, weight_sparsity=0.8)
+  run = setup.experiment
+  drawn = [span_arrays(masks.partition(setup.variables['params'], masks.of_config(
+      run.config, run.parameters, seed))[1]) for seed in (0, 0, 1)]
+  for name, (tensor, directions) in drawn[0].items():
+    np.testing.assert_array_equal(directions, drawn[1][name].directions)
+    assert np.any(directions != drawn[2][name].directions)
+    zeros = np.expand_dims(tensor == 0, len(run.parameters[name].stack))
+    assert not np.any(directions[np.broadcast_to(zeros, directions.shape)])
+  moved = jax.tree.map(lambda x: x + np.float32(1), setup.state.trainable)
+  after = all_params(setup, setup.state._replace(trainable=moved), setup.frozen)
+  for name, (tensor, _) in drawn[0].items():
+    assert not np.any(after[name][tensor == 0]) and np.any(after[name] != tensor), name
+
+
+@pytest.mark.parametrize('train, message', [
+    ('subspace:2+conv@stage1', 'nothing else may train their weights'),
+    ('all+subspace:2', 'nothing else may train their weights'),
+    ('random:1+subspace:2', 'nothing else may train their weights'),
+    ('subspace:1+subspace:2', 'allowed is one'), ('all-subspace:2', 'allowed is one'),
+    ('subspace:2@stage1', 'is no group.*subspace:K with K = 1 to 999'),
+    ('subspace:0', 'is no group'), ('subspace:1000', 'is no group')])
+def test_a_subspace_that_makes_no_sense_is_told_in_a_line(train, message):
+  config = conftest.pattern_config(train)
+  with pytest.raises(UserError, match=f'config.train is .*{message}.*--config.train='):
+    experiment.build(config, conftest.PATTERNS, jax.devices()[:1])
+
+
+def test_a_subspace_joins_all_that_is_no_convolution():
+  mask = masks.flatten(conftest.make_setup('all-conv-shortcut+subspace:3').mask)
+  assert all(keep is True or keep.number == 3 for keep in mask.values())
+
+
+@pytest.mark.slow  # two replicates compile for long
+def test_a_run_within_a_subspace_is_read_by_all_who_read_runs(data_dir, tmp_path):
+  fields = {'train': 'batchnorm+subspace:1', 'replicates': 2, 'seed': 3, 'weight_bits': '4'}
+  config = tiny_config(data_dir, epochs=1, checkpoint_every_steps=2, **fields)
+  conftest.train_and_die(config, tmp_path / 'run', 4)
+  result = train.train_and_evaluate(config, tmp_path / 'run')
+  loaded = analysis.load(tmp_path / 'run', replicate=1)
+  evaluated = analysis.evaluate(loaded, loaded.variables['params'])[0]['test_accuracy']
+  assert evaluated == pytest.approx(result['replicates'][1]['test_accuracy'], abs=0.01)
+  seed.write(loaded, tmp_path / 'net.bnonly', replicate=1)
+  jax.tree.map(np.testing.assert_array_equal, bnonly_jax.load(tmp_path / 'net.bnonly').variables,
+               loaded.variables)
+  later = experiment.build(tiny_config(data_dir, init_from=str(tmp_path / 'run'), seed=4))
+  found = origin.find(later, epath.Path(tmp_path / 'new'), {})
+  jax.tree.map(np.testing.assert_array_equal, found.variables[0], loaded.variables)

@@ -111,6 +111,8 @@ def _halves(params, mask, loaded, seed, dtype, include_frozen):
   if include_frozen:
     params = halve(params, dtype)
     return {f'params/{name}': value for name, value in masks.flatten(params).items()}, params
+  # Of a subspace a run's checkpoint has the coefficients; of the network, the kernels.
+  mask = jax.tree.map(lambda keep: True if isinstance(keep, masks.Span) else keep, mask)
   drawn = experiment.draw_variables(loaded.experiment, seed)['params']
   trainable, frozen = masks.partition(params, mask)
   _, start = masks.partition(drawn, mask)

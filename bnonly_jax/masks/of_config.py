@@ -1,5 +1,6 @@
 """The mask of an experiment: of what its selection names, all that is not zero for good."""
 
+import dataclasses
 from typing import Any
 
 import flax.traverse_util
@@ -8,6 +9,7 @@ import numpy as np
 
 from bnonly_jax.masks.selection import make_mask
 from bnonly_jax.masks.selection import simple
+from bnonly_jax.masks.subspace import Span
 from bnonly_jax.models import frozen_half
 from bnonly_jax.models.parameters import flatten
 from bnonly_jax.models.parameters import Parameter
@@ -35,7 +37,9 @@ def of_config(config: ml_collections.ConfigDict, parameters: dict[str, Parameter
   numbers = frozen_half.kept_numbers(parameters, config.weight_sparsity,
                                      config.weight_sparsity_layers)
   for name, number in numbers.items():
-    if np.any(named[name]):
+    keep = named[name]
+    if isinstance(keep, Span) or np.any(keep):
       kept = frozen_half.kept(name, parameters[name], number, seed)
-      named[name] = simple(np.logical_and(named[name], kept))
+      named[name] = (dataclasses.replace(keep, kept=kept) if isinstance(keep, Span) else
+                     simple(np.logical_and(keep, kept)))
   return flax.traverse_util.unflatten_dict(named, sep='/')
