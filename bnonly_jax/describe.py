@@ -126,8 +126,9 @@ def _kernels(run: experiment.Experiment) -> str:
     channels = sum(len(one.names) * one.shape[-1] for one in known.values())
     directions = [leaf.directions for leaf in masks.flatten(run.frozen).values()
                   if isinstance(leaf, masks.Spanned)]
-    told.append(f'{spans[0].number} coefficients train for each of {channels:,} output channels,'
-                f' of directions of {_bytes(directions):,} bytes')
+    number = spans[0].number
+    told.append(f'{number * channels:,} coefficients train, {number} for each of {channels:,}'
+                f' output channels, of directions of {_bytes(directions):,} bytes')
   return f'convolutions: {"; ".join(told)}' if told else ''
 
 

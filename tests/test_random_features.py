@@ -9,6 +9,7 @@ from test_train import tiny_config
 
 import bnonly_jax
 from bnonly_jax import analysis
+from bnonly_jax import describe
 from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax import train
@@ -91,6 +92,27 @@ def test_what_makes_no_sense_is_told_in_a_line(message, fields):
     experiment.build(config, conftest.PATTERNS, jax.devices()[:1])
 
 
+def test_a_network_without_convolutions_has_none_of_it(tmp_path, monkeypatch):
+  (tmp_path / 'no_convolution.py').write_text('''
+import flax.linen as nn
+
+class Network(nn.Module):
+  classes: int
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Dense(self.classes)(nn.BatchNorm(not train)(images.mean((1, 2))))
+
+def make(classes):
+  return Network(classes)
+''')
+  monkeypatch.syspath_prepend(tmp_path)
+  for field, value in (('weight_sparsity', 0.5), ('weight_rank', 2), ('weight_bits', '4'),
+                       ('train', 'subspace:2')):
+    config = conftest.pattern_config(**{'network': 'no_convolution:make', field: value})
+    with pytest.raises(UserError, match=f'config.{field} is .*has no convolutions.*config.{field}'):
+      experiment.build(config, conftest.PATTERNS, jax.devices()[:1])
+
+
 SPAN = 'subspace:2+output'
 
 
@@ -122,6 +144,8 @@ def test_a_subspace_has_coefficients_for_each_channel_and_starts_at_the_frozen_n
   rows = {row.group: row.trained for row in masks.table(parameters, setup.mask)}
   assert rows['conv'] + rows['shortcut'] == 2 * channels == 2 * 336
   assert rows['output'] == 650 and rows['gamma'] == rows['beta'] == 0
+  told = describe.describe(setup.experiment.config)['kernels']
+  assert told.startswith('convolutions: 672 coefficients train, 2 for each of 336 output channels,')
 
 
 def test_within_a_subspace_kernels_move_along_the_directions_and_all_else_is_frozen():

@@ -88,7 +88,8 @@ def test_whatever_trained(tmp_path, selection):
 
 @pytest.mark.parametrize('selection, fields', [
     ('all', {'weight_sparsity': 0.9, 'weight_sparsity_layers': 'erk'}),
-    ('batchnorm', {'weight_sparsity': 0.9}), ('batchnorm', {'weight_rank': 3})])
+    ('batchnorm', {'weight_sparsity': 0.9}), ('batchnorm', {'weight_rank': 3}),
+    ('gamma', {'weight_bits': '1', 'weight_sparsity': 0.5}), ('random:1', {'weight_bits': '4'})])
 def test_however_random_weights_are_made(tmp_path, selection, fields):
   comes_back(tmp_path, selection, **fields)
 
