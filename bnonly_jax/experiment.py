@@ -260,7 +260,7 @@ def start(experiment: Experiment, variables: Sequence[dict[str, Any]] | None = N
 def place(experiment: Experiment, state: steps.State, frozen: Any
           ) -> tuple[steps.State, Any, jax.Array]:
   """Puts a state and a frozen half on the devices, as the steps take them, and the seed."""
-  frozen = steps.cast_kernels(frozen, experiment.config.compute_dtype)
+  frozen = steps.lay_out(frozen, experiment.config.compute_dtype, experiment.target.backend)
   return device.place((state, frozen, np.int32(experiment.config.seed)), experiment.target.local)
 
 
@@ -300,6 +300,7 @@ def train_arguments(experiment: Experiment, number: int = 1) -> tuple[Any, ...]:
   else:
     whole = None
     batch = data.Images(shape((*share, *info.image_shape), np.uint8), shape(share, np.int32))
-  frozen = jax.eval_shape(lambda tree: steps.cast_kernels(tree, config.compute_dtype),
-                          experiment.frozen)
+  frozen = jax.eval_shape(
+      lambda tree: steps.lay_out(tree, config.compute_dtype, experiment.target.backend),
+      experiment.frozen)
   return experiment.state, frozen, whole, batch, shape((), np.int32)

@@ -56,11 +56,30 @@ def stack(starts: Sequence[tuple[State, Any]]) -> tuple[State, Any]:
   return state._replace(step=starts[0][0].step), frozen
 
 
-def cast_kernels(frozen: Any, dtype: str) -> Any:
-  """Returns the frozen half with the kernels of convolutions in the dtype they are used in."""
+def lay_out(frozen: Any, dtype: str | np.dtype, backend: str) -> Any:
+  """Returns the frozen half as the steps take it: with the kernels of convolutions as in use.
+
+  They are of the dtype that they are used in and, on a GPU, [..., C_out, height, width, C_in], as
+  cuDNN reads them; else every step would copy every kernel into that order.
+  """
+  def as_used(kernel):
+    kernel = kernel.astype(dtype)
+    return kernel if backend != 'gpu' else jnp.moveaxis(kernel, -1, -4)
+
+  return _over_kernels(as_used, frozen)
+
+
+def _merged(trainable, frozen, backend, dtype):
+  """The parameters as the network takes them, kernels that are codes decoded in a dtype."""
+  if backend == 'gpu':
+    frozen = _over_kernels(lambda kernel: jnp.moveaxis(kernel, -4, -1), frozen)
+  return masks.merge(trainable, frozen, dtype)
+
+
+def _over_kernels(function, frozen):
   return jax.tree.map(
-      lambda leaf: leaf.astype(dtype) if not isinstance(leaf, masks.PARTS) and leaf.ndim > 3
-      else leaf, frozen, is_leaf=lambda leaf: isinstance(leaf, masks.PARTS))
+      lambda leaf: function(leaf) if not isinstance(leaf, masks.PARTS) and leaf.ndim > 3 else leaf,
+      frozen, is_leaf=lambda leaf: isinstance(leaf, masks.PARTS))
 
 
 class Target(NamedTuple):
@@ -218,7 +237,7 @@ def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing)
       images = device.normalise(images, preparation)
 
     def loss_of(trainable):
-      variables = {'params': masks.merge(trainable, frozen, preparation.dtype),
+      variables = {'params': _merged(trainable, frozen, backend, preparation.dtype),
                    'batch_stats': state.batch_stats}
       logits, updated = network.apply(variables, images, train=True, mutable=['batch_stats'])
       loss = _loss(logits, labels, mixed, label_smoothing)
@@ -272,7 +291,7 @@ def eval_step(network: nn.Module, preparation: device.Preparation, target: Targe
       images = device.normalise(images, preparation)
 
     def one(trainable, batch_stats, frozen):
-      variables = {'params': masks.merge(trainable, frozen, preparation.dtype),
+      variables = {'params': _merged(trainable, frozen, target.backend, preparation.dtype),
                    'batch_stats': batch_stats}
       logits = network.apply(variables, images, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -301,7 +320,7 @@ def firing_step(network: nn.Module, preparation: device.Preparation,
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
-    variables = {'params': masks.merge(state.trainable, frozen, preparation.dtype),
+    variables = {'params': _merged(state.trainable, frozen, target.backend, preparation.dtype),
                  'batch_stats': state.batch_stats}
     images, _ = device.look_up(data, batch, preparation.image_shape)
     _, told = network.apply(variables, device.normalise(images, preparation), train=False,

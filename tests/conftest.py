@@ -52,7 +52,9 @@ class Setup(NamedTuple):
   def place(self, state=None):
     """Puts state, frozen half, training set and seed on the devices."""
     state = self.state if state is None else state
-    return device.place((state, self.frozen, self.train_set, np.int32(0)),
+    dtype = np.result_type(*jax.tree.leaves(self.variables['params']))
+    frozen = steps.lay_out(self.frozen, dtype, self.experiment.target.backend)
+    return device.place((state, frozen, self.train_set, np.int32(0)),
                         self.experiment.target.local)
 
   def index(self, step):

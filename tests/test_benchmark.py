@@ -79,6 +79,7 @@ def test_steps_are_timed_on_simulated_devices():
   assert seconds > 0
 
 
+@pytest.mark.slow
 def test_the_step_of_a_selection_beside_that_of_all():
   config = default_config()
   config.update(network='cifar_resnet8', batch_size=8)

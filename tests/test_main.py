@@ -142,7 +142,8 @@ command_line.run(main.main, main.missing)
 
 
 @pytest.mark.parametrize('after_save, before_writing', [
-    (11, ''), (22, ''), (0, 'parameters.json'), (0, 'result.json')])
+    pytest.param(11, '', marks=pytest.mark.slow), (22, ''),
+    pytest.param(0, 'parameters.json', marks=pytest.mark.slow), (0, 'result.json')])
 def test_a_process_that_dies_loses_nothing(data_dir, tmp_path, whole, after_save, before_writing):
   arguments = digits(data_dir, tmp_path / 'run')
   code = DIE.format(after_save=after_save, before_writing=before_writing)
@@ -191,7 +192,7 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(data_dir, tmp_path, whole)
 @pytest.mark.parametrize('number, code', [
     (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_and_leaves_a_checkpoint(data_dir, tmp_path, number, code):
-  fields = ('--config.epochs=30', '--config.checkpoint_every=30', '--config.log_every=7')
+  fields = ('--config.epochs=12', '--config.checkpoint_every=12', '--config.log_every=7')
   arguments = digits(data_dir, tmp_path / 'run', *fields)
   process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -116,6 +116,7 @@ def test_it_trains_and_a_killed_run_ends_with_the_same_bits(own, data_dir, tmp_p
     analysis.silent_relus(loaded)
 
 
+@pytest.mark.slow
 def test_it_trains_alike_on_any_number_of_devices_and_as_a_replicate(own):
   fields = {'network': own(NETWORK), 'optimizer.learning_rate': 1e-3}
   one, two, both = (conftest.make_setup(SELECTION, devices, **fields, replicates=replicates)

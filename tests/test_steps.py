@@ -36,8 +36,9 @@ def compiled(setup):
 
 @pytest.mark.parametrize('selection, chosen, optimizer', [
     *((s, 0, 'sgd') for s in SELECTIONS), ('gamma', 10, 'sgd'),
-    *(('batchnorm+random:1', 0, name) for name in ('sgd', 'adamw', 'lion')),
-    *(('batchnorm', 0, name) for name in ('adamw', 'lion'))])
+    *(('batchnorm+random:1', 0, name) for name in ('sgd', 'adamw')),
+    *(pytest.param(selection, 0, name, marks=pytest.mark.slow) for selection, name in (
+        ('batchnorm+random:1', 'lion'), ('batchnorm', 'adamw'), ('batchnorm', 'lion')))])
 def test_what_is_frozen_keeps_its_bits_and_what_trains_moves(selection, chosen, optimizer):
   # A decay and a rate so large that nothing they touch keeps its bits.
   fields = {} if optimizer == 'sgd' else {
@@ -199,7 +200,9 @@ def test_the_gradient_norm_is_that_of_what_trains():
 
 # In float64, for in float32 and at the recipe's rate a rounding error that flips one ReLU grows
 # tenfold every few steps, on one device as on many.
-@pytest.mark.parametrize('images, devices', [(0, (2, 4)), (32, (2, 4)), (8, (4,))])
+@pytest.mark.parametrize('images, devices', [
+    (32, (2, 4)), pytest.param(0, (2, 4), marks=pytest.mark.slow),
+    pytest.param(8, (4,), marks=pytest.mark.slow)])
 def test_the_number_of_devices_changes_rounding_only(images, devices):
   with jax.enable_x64(True):
     one, *others = (
@@ -281,10 +284,11 @@ def test_seeds_share_one_program(selection):
   assert texts[0] == texts[1]
 
 
-def test_the_forms_for_accelerators_train_as_those_for_the_cpu():
+@pytest.mark.parametrize('selection, accelerator', [('all', 'tpu'), ('batchnorm', 'gpu')])
+def test_the_forms_for_accelerators_train_as_those_for_the_cpu(selection, accelerator):
   with jax.enable_x64(True):
-    here, there = (conftest.make_setup('all', 2, double=True, backend=backend).run(5)
-                   for backend in ('cpu', 'tpu'))
+    here, there = (conftest.make_setup(selection, 2, double=True, backend=backend).run(5)
+                   for backend in ('cpu', accelerator))
   for a, b in zip(here[2], there[2], strict=True):
     np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-9)
   for a, b in zip(jax.tree.leaves(here[0]), jax.tree.leaves(there[0]), strict=True):

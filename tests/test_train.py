@@ -183,6 +183,7 @@ def test_a_share_of_the_images_trains_on_labels_drawn_at_random(data_dir, tmp_pa
   assert result['test_accuracy'] < 0.25
 
 
+@pytest.mark.slow
 def test_it_learns(data_dir, tmp_path):
   # Ten classes: an untrained network guesses.
   config = tiny_config(data_dir, epochs=8, batch_size=64, network='cifar_resnet8x2')
@@ -428,6 +429,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run, dat
   assert without_times([result]) == without_times([expected])
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(data_dir, tmp_path):
   config = tiny_config(data_dir, epochs=8, batch_size=64, compute_dtype='bfloat16',
                        network='cifar_resnet8x2')

@@ -84,7 +84,8 @@ def check_scale(scale: str) -> None:
 
 def sweep(name: str, title: str, scale: str, x: str, points: Sequence[Point],
           panels: Sequence[str] = ('test_accuracy',), seeds: int = 0,
-          base_config: ml_collections.ConfigDict | None = None) -> ml_collections.ConfigDict:
+          base_config: ml_collections.ConfigDict | None = None,
+          over: Sequence[str] = ()) -> ml_collections.ConfigDict:
   """Returns a sweep: a config of configs.
 
   Args:
@@ -96,6 +97,7 @@ def sweep(name: str, title: str, scale: str, x: str, points: Sequence[Point],
     panels: what is drawn, keys of RESULTS and ANALYSES: one figure each.
     seeds: runs a point; 0: as many as the scale has in SEEDS.
     base_config: what all runs start from; None: `base(scale)`.
+    over: lines of the figure. Its tables say by how much the others are above each of them.
 
   Raises:
     UserError: there is no such scale.
@@ -109,6 +111,7 @@ def sweep(name: str, title: str, scale: str, x: str, points: Sequence[Point],
       'panels': tuple(panels),
       'seeds': seeds or SEEDS[scale],
       'base': base_config or base(scale),
+      'over': tuple(over),
       'points': tuple(points),
   }).lock()
 

@@ -29,15 +29,27 @@ def source(config: ml_collections.ConfigDict) -> str:
 
 def cells(config: ml_collections.ConfigDict, panel: str,
           table: Sequence[rows_lib.Row]) -> tuple[list[str], list[list[str]]]:
-  """Returns a table's head and lines as text, without columns that would be empty."""
+  """Returns a table's head and lines as text, without columns that would be empty.
+
+  For each line that `config.over` names there is a column of what the others have more than it.
+  """
   number = lambda value: '' if value is None else f'{value:.4g}' if panel in (
       'gamma', 'beta') else f'{value:.2f}'
   at = {'gamma': 'quantile, %', 'beta': 'quantile, %'}.get(panel, 'threshold')
-  head = ['', config.x, at, 'runs', 'missing', 'mean', 'standard deviation', 'paper', 'difference']
+  means = {(row.line, row.x, row.at): row.mean for row in table}
+
+  def gain(row, line):
+    least = means.get((line, row.x, row.at))
+    known = row.line != line and None not in (row.mean, least)
+    return f'{row.mean - least:+.2f}' if known else ''
+
+  head = ['', config.x, at, 'runs', 'missing', 'mean', 'standard deviation', 'paper', 'difference',
+          *(f'over {line}' for line in config.over)]
   lines = [[row.line, '' if row.x is None else f'{row.x:g}' if isinstance(row.x, int | float)
             else row.x, '' if row.at is None else f'{row.at:g}', str(row.runs),
             str(row.missing or ''), number(row.mean) or 'missing', number(row.sd),
-            number(row.paper), number(row.difference)] for row in table]
+            number(row.paper), number(row.difference),
+              *(gain(row, line) for line in config.over)] for row in table]
   used = [i for i in range(len(head)) if any(line[i] for line in lines)]
   return [head[i] for i in used], [[line[i] for i in used] for line in lines]
 

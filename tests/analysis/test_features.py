@@ -202,6 +202,7 @@ def test_a_probe_reads_more_than_an_untrained_output_layer(data_dir, tmp_path, c
   assert {path.name for path in tmp_path.iterdir()} - before == {'probe.json'}
 
 
+@pytest.mark.slow
 def test_the_program_compares_and_probes(folders, tmp_path):
   shutil.copytree(folders / '0', tmp_path / 'run')
 

@@ -26,7 +26,7 @@ def build(network, image_size, channels=3, **fields):
 
 @pytest.mark.parametrize('network, image_size, channels', [
     ('cifar_resnet14', 16, 1), ('cifar_resnet8x2', 16, 3), ('imagenet_resnet18', 64, 3),
-    ('imagenet_resnet50', 64, 3)])
+    pytest.param('imagenet_resnet50', 64, 3, marks=pytest.mark.slow)])
 def test_its_logits_and_its_parameters_are_ours(network, image_size, channels):
   run = build(network, image_size, channels)
   variables = experiment.draw_variables(run, 0)
@@ -78,6 +78,7 @@ def test_what_is_not_written_in_flax_is_told(fields, message):
     flax_peer.network(run)
 
 
+@pytest.mark.slow
 def test_the_step_beside_flaxs():
   config = conftest.data_config('none')
   config.update(network='cifar_resnet8', batch_size=8)

@@ -36,7 +36,8 @@ def test_another_file_format_is_an_error(tmp_path):
     data.find(data_config('cifar10', tmp_path))
 
 
-@pytest.mark.parametrize('limit', [2.0, 0.0])  # resident, streamed
+@pytest.mark.parametrize('limit', [  # streamed, resident
+    0.0, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_a_run_does_not_touch_tensorflow(data_dir, tmp_path, limit):
   # A tensorflow that fails when it is imported comes before any that is installed.
   (tmp_path / 'tensorflow.py').write_text('raise AssertionError("TensorFlow was imported")')

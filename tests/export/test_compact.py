@@ -147,7 +147,8 @@ def test_other_norms_cannot_be_folded():
     compact.compact(trained._replace(config=config), 0.01)
 
 
-@pytest.mark.parametrize('name', ['cifar_vgg11', 'imagenet_resnet50'])
+@pytest.mark.parametrize('name', [
+    'cifar_vgg11', pytest.param('imagenet_resnet50', marks=pytest.mark.slow)])
 def test_onnx_runtime_computes_the_same(name, tmp_path):
   onnx = pytest.importorskip('onnx', reason='the extra onnx is not installed')
   runtime = pytest.importorskip('onnxruntime', reason='the extra onnx is not installed')

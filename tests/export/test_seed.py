@@ -143,7 +143,7 @@ def test_a_frozen_tensor_that_is_drawn_otherwise_is_named(loaded, file, monkeypa
 
 @pytest.mark.parametrize('change, message', [
     (lambda r: r['config'].update(network='cifar_resnet866x99'), 'allowed are 100,000,000'),
-    (lambda r: r['config'].update(network='cifar_resnet999998x999'), 'numbers; allowed are'),
+    (lambda r: r['config'].update(network='cifar_resnet99998x999'), 'numbers; allowed are'),
     (lambda r: r['config'].update(network='cifar_resnet99999999998'), 'is none'),
     (lambda r: r['config'].update(network='os:system'), 'trust_code=True'),
     (lambda r: r['config'].update(network='cifar_resnet20'), 'no tensor|not of|digests'),

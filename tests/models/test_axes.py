@@ -69,8 +69,8 @@ def test_a_network_without_residual_blocks_has_no_attention():
 
 
 @pytest.mark.parametrize('style', [
-    {'attention': 'eca'}, {'attention': 'se'}, {'attention': 'ese'}, {'norm': 'ibn_a'},
-    {'norm': 'ibn_b', 'attention': 'se:2'}, {'norm': 'instance'}, {'norm': 'layer_channels'},
+    {'norm': 'ibn_a', 'attention': 'eca'}, {'norm': 'ibn_b', 'attention': 'se:2'},
+    {'norm': 'instance', 'attention': 'ese'}, {'norm': 'layer_channels', 'attention': 'se'},
     {'norm': 'rms'}], ids=str)
 def test_all_that_can_train_has_gradients(style, selection='all'):
   network = models.create('cifar_resnet8', 10, models.Style(**style))

@@ -105,7 +105,8 @@ class Stage(nn.Module):
                         self.style)
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'gpu', 'tpu'])
+@pytest.mark.parametrize('backend', [
+    'cpu', *(pytest.param(other, marks=pytest.mark.slow) for other in ('gpu', 'tpu'))])
 def test_unrolled_stacks_are_those_in_loops_to_rounding(backend):
   images = np.random.default_rng(0).normal(size=(2, 4, 4, 4))
   stages = [Stage(layers.Style(backend=backend, unroll=unroll)) for unroll in (1, 2, 0)]

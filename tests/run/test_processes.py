@@ -130,8 +130,8 @@ def children(process):
   return [int(pid) for pid in listed.stdout.split()]
 
 
-@pytest.mark.parametrize('number', [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_both_write_one_checkpoint_and_go_on(data_dir, tmp_path, number):
   arguments = flags_of(data_dir, tmp_path / 'run', epochs=4000, checkpoint_every=4000)
   process = start(*arguments)

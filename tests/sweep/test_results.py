@@ -45,4 +45,5 @@ def test_kept_networks_load(file):
   trained = bnonly_jax.load(file)
   assert (trained.config.network, trained.step, trained.config.seed) == (
       result['network'], result['steps'], result['seed'])
-  assert trained.trained_parameters == result['trained_parameters']
+  some = result['trained_parameters'] < result['parameters']  # a file of all does not say
+  assert trained.trained_parameters == (result['trained_parameters'] if some else None)
