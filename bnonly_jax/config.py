@@ -24,9 +24,11 @@ def default_config() -> ml_collections.ConfigDict:
   # output, shortcut, conv (every convolution but the shortcuts'), dense, attention, embedding,
   # other, all, nothing, norm:KIND (the norms of one kind: batch, layer, group, rms, instance), and
   # random:K, which is K weights of every output channel of every convolution. Each may have a
-  # place: batchnorm@stage3, batchnorm@stage3/block2, batchnorm@last:4 (the last four norms). Or a
-  # JSON list of rules, [["norm1/scale$", true], ["", false]]: the first rule whose expression is
-  # found in a parameter's name (--describe --names) says whether it trains.
+  # place: batchnorm@stage3, batchnorm@stage3/block2, batchnorm@last:4 (the last four norms).
+  # subspace:K, without a place, is K coefficients for every such channel, of frozen random
+  # directions (docs/random_features.md). Or a JSON list of rules,
+  # [["norm1/scale$", true], ["", false]]: the first rule whose expression is found in a parameter's
+  # name (--describe --names) says whether it trains.
   config.train = 'batchnorm'
   # cifar_resnetN[xK]: depth N = 6 D + 2, width K times 16. imagenet_resnetN[xK]: N = 18, 34, 50,
   # 101, 152 or 200, width K times 64. cifar_vggN: N = 11, 13, 16 or 19. docs/hosts.md has more. Or
@@ -43,6 +45,19 @@ def default_config() -> ml_collections.ConfigDict:
   config.attention = 'none'
   # How weights start: he_normal, he_uniform, orthogonal, or binary (he_normal's sign times std).
   config.weight_start = 'he_normal'
+  # Share of the weights of convolutions that is zero, at the start and for good, whatever trains;
+  # 0: none. Which ones the seed says; the others are divided by the square root of their share.
+  config.weight_sparsity = 0.0
+  # With it: `uniform`, the same share of every kernel, or `erk`, a smaller one the smaller a kernel
+  # is (Erdos-Renyi kernels, arXiv 1911.11134).
+  config.weight_sparsity_layers = 'uniform'
+  # Codes that stand for frozen kernels of convolutions, with a scale for each output channel, in
+  # memory and in the workdir: 1 (the sign), 2, 4 or 8 bits, or 8-bit floats, e4m3 or e5m2; 0: none,
+  # float32. Kernels that train start at what their codes would stand for.
+  config.weight_bits = '0'
+  # Rank of the convolutions' kernels as matrices [inputs, outputs], each then a product of two
+  # normal ones; 0: full.
+  config.weight_rank = 0
   # How gamma and beta start: uniform (U[0,1) and 0), one_zero (1 and 0), one_one (1 and 1) or
   # symmetric (U[-1,1) and 0).
   config.norm_start = 'uniform'

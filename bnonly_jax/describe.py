@@ -13,6 +13,7 @@ from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax.models import conv
 from bnonly_jax.models import depthwise
+from bnonly_jax.models import frozen_half
 from bnonly_jax.run import metrics
 from bnonly_jax.run import teachers
 
@@ -29,8 +30,9 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
     `table` (list of masks.GroupRow); `flops_forward` and `flops_step` an image; `moved_step`, the
     bytes of the global batch's step by `cost`; bytes of `state`, of `optimizer` (a part of the
     state), `frozen`, `checkpoint` (the state's arrays, to which the files of a checkpoint add
-    some kilobytes) and `teachers`, of all of them, and a line on each in `taught_by`; and
-    `image_shape`, `classes`, `prepared`. The FLOPs and bytes of a step count the teachers'.
+    some kilobytes) and `teachers`, of all of them, and a line on each in `taught_by`; `kernels`,
+    what there is to say of convolutions' weights; and `image_shape`, `classes`, `prepared`. The
+    FLOPs and bytes of a step count the teachers'.
 
   Raises:
     UserError: as `experiment.build` and `teachers.join`.
@@ -56,6 +58,7 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
       'checkpoint': _bytes(arguments[0]),
       'teachers': _bytes(run.teachers),
       'taught_by': [teachers.told(record) for record in taught.record],
+      'kernels': _kernels(run),
       'image_shape': info.image_shape,
       'classes': info.classes,
       'prepared': prepared,
@@ -75,10 +78,10 @@ def names(config: ml_collections.ConfigDict) -> list[tuple[str, str, str, str]]:
   run = experiment.build(config, data.find_or_assume(config)[0])
   mask, rows = masks.flatten(run.mask), []
   for whole, known in run.parameters.items():
-    keeps = np.broadcast_to(mask[whole], known.whole_shape).reshape(-1, *known.shape)
-    for order, name, keep in zip(known.order, known.names, keeps, strict=True):
-      trained = int(np.sum(keep))
-      trains = {0: 'frozen', keep.size: 'trains'}.get(trained, f'{trained:,} train')
+    size = int(np.prod(known.shape))
+    numbers = masks.trained_numbers(mask[whole], known.whole_shape, len(known.names))
+    for order, name, trained in zip(known.order, known.names, numbers, strict=True):
+      trains = {0: 'frozen', size: 'trains'}.get(trained, f'{trained:,} train')
       rows.append((order, name, 'x'.join(map(str, known.shape)) or '1', known.group, trains))
   return [row for _, *row in sorted(rows)]
 
@@ -107,6 +110,35 @@ def print_description(config: ml_collections.ConfigDict) -> None:
     metrics.console.print(f'bytes of the teachers: {values["teachers"]:,}')
   for line in values['taught_by']:
     metrics.console.print(line)
+  if values['kernels']:
+    metrics.console.print(values['kernels'])
+
+
+def _kernels(run: experiment.Experiment) -> str:
+  """Says how many weights of convolutions are not zero, and what codes take in their place."""
+  config, known, told = run.config, frozen_half.kernels(run.parameters), []
+  if config.weight_sparsity:
+    numbers = frozen_half.kept_numbers(known, config.weight_sparsity, config.weight_sparsity_layers)
+    weights = sum(int(np.prod(one.whole_shape)) for one in known.values())
+    kept = sum(number * len(known[name].names) for name, number in numbers.items())
+    told.append(f'{kept:,} of {weights:,} weights are not zero')
+  if config.weight_bits != '0':
+    coded = {name: leaf for name, leaf in masks.flatten(run.frozen).items()
+             if isinstance(leaf, masks.Codes)}
+    weights = sum(int(np.prod(known[name].whole_shape)) for name in coded)
+    told.append(f'{weights:,} frozen weights are codes ({config.weight_bits}) of'
+                f' {_bytes([leaf.codes for leaf in coded.values()]):,} bytes, with scales of'
+                f' {_bytes([leaf.scale for leaf in coded.values()]):,}; as float32 they would be of'
+                f' {4 * weights:,}')
+  spans = [keep for keep in masks.flatten(run.mask).values() if isinstance(keep, masks.Span)]
+  if spans:
+    channels = sum(len(one.names) * one.shape[-1] for one in known.values())
+    directions = [leaf.directions for leaf in masks.flatten(run.frozen).values()
+                  if isinstance(leaf, masks.Spanned)]
+    number = spans[0].number
+    told.append(f'{number * channels:,} coefficients train, {number} for each of {channels:,}'
+                f' output channels, of directions of {_bytes(directions):,} bytes')
+  return f'convolutions: {"; ".join(told)}' if told else ''
 
 
 def cost(jaxpr: core.Jaxpr) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 from typing import NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import ml_collections
 import numpy as np
@@ -28,6 +29,7 @@ from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data import streamed
 from bnonly_jax.models import firing
+from bnonly_jax.models import frozen_half
 from bnonly_jax.objective import distillation
 from bnonly_jax.validation import validate
 
@@ -42,7 +44,8 @@ class Experiment(NamedTuple):
     network: maps images to logits.
     shapes: of the network's variables.
     parameters: what is known of each parameter, by name.
-    mask: what trains. Of random:K it is that of seed 0: every seed has as many in each tensor.
+    mask: what trains. Where the seed chooses weights it is that of seed 0: every seed has as many
+      in each tensor.
     tx: the optimizer, masked.
     learning_rate: its schedule, by the number of the step.
     steps_per_epoch: training steps.
@@ -163,7 +166,8 @@ def _build(fields, info, target):
     raise UserError(f'config.log_dead is True, and config.network is {config.network!r}, of whose'
                     ' ReLUs none tells whether it fires; those at the end of norms of'
                     ' bnonly_jax.models.norm do. Set --config.log_dead=False')
-  mask = masks.make_mask(config.train, parameters)
+  _check_kernels(config, parameters)
+  mask = masks.of_config(config, parameters, seed=0)
   steps_per_epoch = info.train_images // config.batch_size
   total_steps = config.epochs * steps_per_epoch
   learning_rate = optimizer.schedule(config.optimizer, config.batch_size, total_steps,
@@ -172,7 +176,8 @@ def _build(fields, info, target):
   tx = optimizer.create(config.optimizer, learning_rate, mask, groups,
                         config_lib.settings(config, 'optimizer.rates'))
   preparation = augment.preparation(config, info.image_shape)
-  state, frozen = jax.eval_shape(lambda drawn: steps.create_state(drawn, mask, tx), shapes)
+  coded = {**shapes, 'params': masks.code_kernels(shapes['params'], parameters, config, mask)}
+  state, frozen = jax.eval_shape(lambda drawn: steps.create_state(drawn, mask, tx), coded)
   if config.replicates > 1:
     more = lambda leaf: jax.ShapeDtypeStruct((config.replicates, *leaf.shape), leaf.dtype)
     state, frozen = jax.tree.map(more, (state._replace(step=None), frozen))
@@ -220,6 +225,11 @@ def taught(experiment: Experiment, teachers: Sequence[distillation.Teacher],
   return run._replace(teachers=(shapes,), train_step=_taught_step(
       run.network, run.tx, run.learning_rate, run.preparation, run.target,
       *step_options(config, teaching)))
+def _check_kernels(config, parameters):
+  for field in ('weight_sparsity', 'weight_rank', 'weight_bits'):
+    config_lib.require(config, field, f'0 with config.network = {config.network}, which has no'
+                       ' convolutions',
+                       config[field] in (0, '0') or frozen_half.kernels(parameters))
 
 
 def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> models.Statistics:
@@ -253,9 +263,23 @@ def batchnorm_statistics(config: ml_collections.ConfigDict, devices: int) -> mod
 
 def draw_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
   """Draws the variables that a replicate starts from, if it does not start from others'."""
-  config = experiment.config
-  return models.initialise(experiment.network, experiment.info.image_shape, seed,
-                           config.weight_start, config.norm_start)
+  drawn = _draw(experiment, seed)
+  return {**drawn, 'params': masks.code_kernels(drawn['params'], experiment.parameters,
+                                                experiment.config)}
+
+
+def _draw(experiment, seed):
+  """The variables before there are codes of them."""
+  config, parameters = experiment.config, experiment.parameters
+  variables = models.initialise(experiment.network, experiment.info.image_shape, seed,
+                                config.weight_start, config.norm_start)
+  params = masks.flatten(variables['params'])
+  if config.weight_rank:
+    params = frozen_half.low_rank(params, parameters, config.weight_rank, seed)
+  if config.weight_sparsity:
+    params = frozen_half.sparsify(params, parameters, config.weight_sparsity,
+                                  config.weight_sparsity_layers, seed)
+  return {**variables, 'params': flax.traverse_util.unflatten_dict(params, sep='/')}
 
 
 def start(experiment: Experiment, variables: Sequence[dict[str, Any]] | None = None
@@ -266,10 +290,11 @@ def start(experiment: Experiment, variables: Sequence[dict[str, Any]] | None = N
     experiment: the run's.
     variables: what each replicate starts from; None: they are drawn.
   """
-  starts = []
+  config, parameters, starts = experiment.config, experiment.parameters, []
   for i, seed in enumerate(experiment.seeds):
-    own = variables[i] if variables else draw_variables(experiment, seed)
-    mask = masks.make_mask(experiment.config.train, experiment.parameters, seed)
+    own = variables[i] if variables else _draw(experiment, seed)
+    mask = masks.of_config(config, parameters, seed)
+    own = {**own, 'params': masks.code_kernels(own['params'], parameters, config, mask)}
     starts.append(steps.create_state(own, mask, experiment.tx))
   return steps.stack(starts)
 

@@ -72,17 +72,17 @@ def lay_out(frozen: Any, dtype: str | np.dtype, backend: str) -> Any:
   return _over_kernels(as_used, frozen)
 
 
-def _merged(trainable, frozen, backend):
-  """The parameters as the network takes them."""
+def _merged(trainable, frozen, backend, dtype):
+  """The parameters as the network takes them, kernels that are codes decoded in a dtype."""
   if backend == 'gpu':
     frozen = _over_kernels(lambda kernel: jnp.moveaxis(kernel, -4, -1), frozen)
-  return masks.merge(trainable, frozen)
+  return masks.merge(trainable, frozen, dtype)
 
 
 def _over_kernels(function, frozen):
   return jax.tree.map(
-      lambda leaf: function(leaf) if not isinstance(leaf, masks.Chosen) and leaf.ndim > 3 else leaf,
-      frozen, is_leaf=lambda leaf: isinstance(leaf, masks.Chosen))
+      lambda leaf: function(leaf) if not isinstance(leaf, masks.PARTS) and leaf.ndim > 3 else leaf,
+      frozen, is_leaf=lambda leaf: isinstance(leaf, masks.PARTS))
 
 
 class Target(NamedTuple):
@@ -255,7 +255,7 @@ def _one_step(network, tx, learning_rate, preparation, backend, label_smoothing,
         taught = distillation.targets(teaching, teachers, augmented)
 
     def loss_of(trainable):
-      variables = {'params': _merged(trainable, frozen, backend),
+      variables = {'params': _merged(trainable, frozen, backend, preparation.dtype),
                    'batch_stats': state.batch_stats}
       logits, updated = network.apply(variables, images, train=True, mutable=updated_by_it)
       loss, more = labels_lib.cross_entropy(logits, labels, mixed, label_smoothing), {}
@@ -302,7 +302,7 @@ def eval_step(network: nn.Module, preparation: device.Preparation, target: Targe
       images = device.normalise(images, preparation)
 
     def one(trainable, batch_stats, frozen):
-      variables = {'params': _merged(trainable, frozen, target.backend),
+      variables = {'params': _merged(trainable, frozen, target.backend, preparation.dtype),
                    'batch_stats': batch_stats}
       logits = network.apply(variables, images, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -330,7 +330,7 @@ def firing_step(network: nn.Module, preparation: device.Preparation,
   """
   def step(state, frozen, data, weighted):
     batch, weight = weighted
-    variables = {'params': _merged(state.trainable, frozen, target.backend),
+    variables = {'params': _merged(state.trainable, frozen, target.backend, preparation.dtype),
                  'batch_stats': state.batch_stats}
     images, _ = device.look_up(data, batch, preparation.image_shape)
     _, told = network.apply(variables, device.normalise(images, preparation), train=False,

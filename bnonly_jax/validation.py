@@ -14,7 +14,7 @@ _POSITIVE = ('replicates', 'epochs', 'batch_size', 'eval_batch_size', 'steps_per
              'eval_every', 'checkpoint_every', 'checkpoint_keep', 'temperature', 'data.std',
              'data.crop_ratio')
 _NOT_NEGATIVE = ('batchnorm_images', 'unroll', 'data.pad', 'data.image_size', 'data.workers',
-                 'data.resident_limit',
+                 'data.resident_limit', 'weight_rank',
                  'optimizer.learning_rate', 'optimizer.weight_decay',
                  'optimizer.warmup_epochs', 'optimizer.reference_batch_size',
                  'optimizer.gradient_noise', 'optimizer.gradient_noise_decay',
@@ -58,8 +58,29 @@ def validate(config: ml_collections.ConfigDict) -> None:
   require(config, 'remat', 'none or block', config.remat in ('none', 'block'))
   check('label_smoothing', 'at least 0 and below 1', lambda v: 0 <= v < 1)
   check('distill', '0 to 1', lambda v: 0 <= v <= 1)
+  _validate_weights(config, check)
   _validate_data(config, check)
   _validate_optimizer(config, check)
+
+
+def _validate_weights(config, check):
+  check('weight_sparsity', 'at least 0 and below 1', lambda v: 0 <= v < 1)
+  require(config, 'weight_sparsity_layers', 'uniform or erk',
+          config.weight_sparsity_layers in ('uniform', 'erk'))
+  require(config, 'weight_sparsity', '0 with random:K in config.train: of the weights that stay,'
+          ' output channels have different numbers', not config.weight_sparsity
+          or config.train.strip().startswith('[') or 'random:' not in config.train)
+  require(config, 'weight_rank', '0 with config.weight_sparsity, whose zeros raise the rank',
+          not (config.weight_rank and config.weight_sparsity))
+  require(config, 'weight_start', 'he_normal with config.weight_rank, whose factors are normal',
+          not config.weight_rank or config.weight_start == 'he_normal')
+  require(config, 'weight_bits', '0, 1, 2, 4, 8, e4m3 or e5m2',
+          config.weight_bits in ('0', '1', '2', '4', '8', 'e4m3', 'e5m2'))
+  require(config, 'weight_rank', '0 with config.weight_bits, which raise the rank',
+          not config.weight_rank or config.weight_bits == '0')
+  for field in ('weight_sparsity', 'weight_rank'):
+    require(config, field, '0 with config.init_from, which says itself what weights are',
+            not (config[field] and config.init_from))
 
 
 def _validate_data(config, check):

@@ -94,3 +94,13 @@ def test_depthwise_convolutions_count_as_elsewhere():
   # timm's inceptionnext_atto at 224 pixels has 0.503 billion multiplications and additions.
   flops = described(network='inceptionnext_atto')['flops_forward']
   assert round(flops / 2e9, 3) == 0.503
+
+
+def test_it_says_how_many_weights_are_not_zero(capsys):
+  config = default_config()
+  config.update(network='cifar_resnet14', train='all', batch_size=4, weight_sparsity=0.9)
+  describe.print_description(config)
+  kept = [43, *[230] * 4, 461, *[922] * 3, 51, 1843, *[3686] * 3, 205]
+  assert f'convolutions: {sum(kept):,} of 173,488 weights are not zero' in capsys.readouterr().out
+  trained = {row.group: row.trained for row in describe.describe(config)['table']}
+  assert trained['conv'] + trained['shortcut'] == sum(kept)

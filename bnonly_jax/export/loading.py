@@ -166,7 +166,7 @@ def _build(recipe, trust_code):
     if not 0 <= config.data.eval_resize <= _MAX_SIDE or config.unroll > 10_000:
       raise _Wrong(f'its recipe has a size above what is allowed ({_MAX_SIDE} pixels)')
     # What trained is known by the tensors in the file, and what was averaged over is of no account.
-    config.update(train='all', batch_size=len(jax.devices()))
+    config.update(train='nothing', batch_size=len(jax.devices()))
     shape = tuple(recipe['image_shape'])
     info = data.Info(None, recipe['data_version'], (None, None, 3), shape,
                      tuple(recipe['class_names']), config.batch_size, 1, 'test')
@@ -197,7 +197,7 @@ def _check_sizes(file, recipe, run, max_parameters):
   unknown = chosen - params.keys()
   mask = dict.fromkeys(params, False)
   if chosen and not unknown:
-    mask = masks.flatten(_random_mask(recipe, run.parameters))
+    mask = masks.flatten(_random_mask(recipe, run))
   wanted = {name: leaf.shape for name, leaf in named.items()
             if name.startswith('batch_stats/') or name in there}
   wanted |= {f'chosen/{name}': (int(np.sum(mask[name])),) for name in chosen & params.keys()}
@@ -210,13 +210,13 @@ def _check_sizes(file, recipe, run, max_parameters):
   return flax.traverse_util.unflatten_dict(mask, sep='/')
 
 
-def _random_mask(recipe, parameters):
+def _random_mask(recipe, run):
   """Returns which weights random:K or a place chose. Rules from a file are not evaluated."""
   train = recipe['config'].get('train')
   if not isinstance(train, str) or not re.fullmatch(r'[\w:+\-@/ ]{1,200}', train):
     raise _Wrong('its recipe does not say which weights trained')
   try:
-    return masks.make_mask(train, parameters, recipe['config'].get('seed', default_config().seed))
+    return masks.of_config(run.config, run.parameters, run.config.seed)
   except UserError as error:
     raise _Wrong(f'its recipe does not say which weights trained ({error})') from error
 

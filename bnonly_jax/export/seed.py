@@ -87,8 +87,7 @@ def write(loaded: analysis.Loaded, output: str | pathlib.Path, replicate: int = 
   """
   trained = network.of_run(loaded, replicate)
   params = trained.variables['params']
-  mask = masks.make_mask(trained.config.train, loaded.experiment.parameters,
-                         trained.config.seed)
+  mask = masks.of_config(trained.config, loaded.experiment.parameters, trained.config.seed)
   tensors, params = _halves(params, mask, loaded, trained.config.seed, dtype, include_frozen)
   stats = halve(trained.variables['batch_stats'], dtype)
   tensors |= {f'batch_stats/{name}': value for name, value in masks.flatten(stats).items()}
@@ -113,10 +112,16 @@ def _halves(params, mask, loaded, seed, dtype, include_frozen):
   if include_frozen:
     params = halve(params, dtype)
     return {f'params/{name}': value for name, value in masks.flatten(params).items()}, params
+  # Of a subspace a run's checkpoint has the coefficients; of the network, the kernels.
+  mask = jax.tree.map(lambda keep: True if isinstance(keep, masks.Span) else keep, mask)
   drawn = experiment.draw_variables(loaded.experiment, seed)['params']
   trainable, frozen = masks.partition(params, mask)
   _, start = masks.partition(drawn, mask)
   chosen = [name for name, keep in masks.flatten(mask).items() if not isinstance(keep, bool)]
+  if chosen and loaded.config.train.strip().startswith('['):
+    raise UserError(f'config.train of --workdir={loaded.workdir} is a list of rules, which readers'
+                    f' of a file do not follow, and some weights of {chosen[0]} trained. Add'
+                    ' --include_frozen: the file then holds them all.')
   trainable = halve(trainable, dtype)
   params = jax.tree.map(np.asarray, masks.merge(trainable, start))
   # Where weights of a tensor train, what the others are shows when these are put among the drawn.

@@ -9,12 +9,15 @@ import numpy as np
 
 from bnonly_jax import seeds
 from bnonly_jax.config import UserError
+from bnonly_jax.masks.subspace import Span
+from bnonly_jax.models import frozen_half
 from bnonly_jax.models.parameters import NORM_KINDS
 from bnonly_jax.models.parameters import Parameter
 
 # In the order of tables. Which is a parameter's, models/parameters.py sees.
 GROUPS = ('gamma', 'beta', 'shortcut', 'conv', 'dense', 'attention', 'embedding', 'other', 'output')
 SETS = {'batchnorm': ('gamma', 'beta'), 'all': GROUPS, 'nothing': ()}
+_SUBSPACE = r'subspace:([1-9]\d{0,2})'
 _ALL_NAMES = 'python -m bnonly_jax.main --describe --names --config=... lists all of them'
 
 
@@ -25,15 +28,17 @@ def make_mask(selection: str, parameters: dict[str, Parameter], seed: int = 0) -
     selection: groups or sets joined by + and -, read from left to right ('all-batchnorm'). Among
       them are norm:KIND, the norms of that kind, and random:K: of every output channel of every
       convolution K weights, or all if it has fewer. Each may have a place: 'conv@stage3/block2' is
-      what lies below that name, 'batchnorm@last:4' the last four modules that own such. Or else a
-      JSON list of rules, '[["norm1/scale$", true], ["", false]]': the first expression found in a
-      parameter's name, as `Parameter.names` or the tree has it, says whether it trains.
+      what lies below that name, 'batchnorm@last:4' the last four modules that own such. Without a
+      place there may be subspace:K, of all convolutions, none of whose weights then may be chosen
+      (see subspace.py). Or else a JSON list of rules, '[["norm1/scale$", true], ["", false]]': the
+      first expression found in a parameter's name, as `Parameter.names` or the tree has it, says
+      whether it trains.
     parameters: what is known of the network's, from `models.look`.
-    seed: the experiment's, for random:K.
+    seed: the experiment's, for random:K and subspace:K.
 
   Returns:
-    A pytree like the parameters of bools, and of bool arrays where single weights or single blocks
-    of a stack train.
+    A pytree like the parameters of bools, of bool arrays where single weights or single blocks of a
+    stack train, and of `Span`.
 
   Raises:
     UserError: an unknown group or place, one that the network lacks, no list of rules, an
@@ -54,12 +59,15 @@ def make_mask(selection: str, parameters: dict[str, Parameter], seed: int = 0) -
 def _mask_of_groups(selection, parameters, seed):
   mask = dict.fromkeys(parameters, False)
   for sign, term in _terms(selection):
+    if re.fullmatch(_SUBSPACE, term):
+      continue
     what, at, place = term.partition('@')
     chosen = _chosen(what, parameters, seed)
     if chosen is None or (at and (not place or what == 'nothing')):
       raise UserError(
           f'config.train is {selection!r}: {term!r} is no group. Allowed are, joined by + and -:'
-          f' {", ".join(GROUPS)}, {", ".join(SETS)}, random:K with K = 1, 2, ...,'
+          f' {", ".join(GROUPS)}, {", ".join(SETS)}, random:K with K = 1, 2, ..., subspace:K with K'
+          ' = 1 to 999 (without place, after no -),'
           f' {", ".join(f"norm:{kind}" for kind in NORM_KINDS)}, each also with a place, as in'
           ' batchnorm@last:4. Try --config.train=batchnorm+output.')
     if not chosen and what != 'nothing':
@@ -68,9 +76,27 @@ def _mask_of_groups(selection, parameters, seed):
     if place:
       chosen = _at(place, chosen, parameters, selection)
     for name, keep in chosen.items():
-      mask[name] = _simple(np.logical_or(mask[name], keep) if sign == '+'
+      mask[name] = simple(np.logical_or(mask[name], keep) if sign == '+'
                            else np.logical_and(mask[name], np.logical_not(keep)))
-  return mask
+  return {**mask, **_spans(selection, mask, parameters, seed)}
+
+
+def _spans(selection, mask, parameters, seed):
+  """The leaves of a mask for the kernels whose channels subspace:K trains, by name."""
+  numbers = [int(re.fullmatch(_SUBSPACE, term)[1]) for _, term in _terms(selection)
+             if re.fullmatch(_SUBSPACE, term)]
+  if not numbers:
+    return {}
+  kernels = frozen_half.kernels(parameters)
+  if not kernels:
+    raise UserError(f'config.train is {selection!r}: this network has no convolutions. It has'
+                    f' {_what_there_is(parameters)}. Leave subspace:K out of --config.train.')
+  both = [name for name in kernels if np.any(mask[name])]
+  if both or len(numbers) > 1 or ('-', f'subspace:{numbers[0]}') in _terms(selection):
+    raise UserError(f'config.train is {selection!r}: subspace:K is of all convolutions, and nothing'
+                    ' else may train their weights; allowed is one, added to other groups. Try'
+                    ' --config.train=batchnorm+subspace:2.')
+  return {name: Span(numbers[0], seed, name, len(known.stack)) for name, known in kernels.items()}
 
 
 def _chosen(what, parameters, seed):
@@ -110,7 +136,7 @@ def _at(place, chosen, parameters, selection):
 
 def _blocks(known, held):
   """Which of a stack are held, by their names: a bool, or an array in the whole stack's shape."""
-  keep = _simple(np.array([held(name) for name in known.names]).reshape(known.stack))
+  keep = simple(np.array([held(name) for name in known.names]).reshape(known.stack))
   if isinstance(keep, bool):
     return keep
   return np.broadcast_to(keep.reshape(*known.stack, *(1 for _ in known.shape)), known.whole_shape)
@@ -157,8 +183,8 @@ def _random_weights(name, known, number, seed):
   return chosen.reshape(known.whole_shape)
 
 
-def _simple(keep):
-  """A bool for an array that is all True or all False."""
+def simple(keep: np.ndarray) -> bool | np.ndarray:
+  """Returns a bool for an array that is all True or all False."""
   return bool(keep.flat[0]) if keep.all() or not keep.any() else keep
 
 

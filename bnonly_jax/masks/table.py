@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bnonly_jax.masks.selection import GROUPS
+from bnonly_jax.masks.subspace import trained_numbers
 from bnonly_jax.models.parameters import flatten
 from bnonly_jax.models.parameters import Parameter
 
@@ -44,7 +45,7 @@ def table(parameters: dict[str, Parameter], mask: dict[str, Any] | None = None) 
           group,
           sum(len(known.names) for known in named.values()),
           sum(int(np.prod(known.whole_shape)) for known in named.values()),
-          sum(int(np.sum(np.broadcast_to(mask[name], known.whole_shape)))
+          sum(sum(trained_numbers(mask[name], known.whole_shape, len(known.names)))
               for name, known in named.items())))
   return rows
 

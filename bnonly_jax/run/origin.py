@@ -29,8 +29,8 @@ from bnonly_jax.run import workdir as workdir_lib
 
 class Origin(NamedTuple):
   """What the replicates of a run start from."""
-  variables: Sequence[dict[str, Any]]  # of each
-  record: dict[str, Any] | None = None  # what start.json holds; None: they are drawn
+  variables: Sequence[dict[str, Any]] | None  # of each; None: they are drawn
+  record: dict[str, Any] | None = None  # what start.json holds, if they are not
 
 
 def find(run: Experiment, workdir: epath.Path, facts: dict[str, Any]) -> Origin:
@@ -45,7 +45,7 @@ def find(run: Experiment, workdir: epath.Path, facts: dict[str, Any]) -> Origin:
     UserError: config.init_from cannot be read or does not fit the network.
   """
   if not run.config.init_from:
-    return Origin([experiment.draw_variables(run, seed) for seed in run.seeds])
+    return Origin(None)
   if processes.on_main(lambda: _is_kept(workdir, facts)):
     origin = Origin(_apart(checkpoint.read_kept(workdir / 'start'), len(run.seeds)),
                     workdir_lib.read_json(workdir / 'start.json'))

@@ -54,7 +54,7 @@ def read(workdir: epath.Path, replicates: int, step: int | None = None) -> Train
   trainable = masks.flatten(state['trainable'])
   frozen = dict.fromkeys(trainable)
   if any(value is None for value in trainable.values()) or (workdir / 'frozen').exists():
-    frozen = masks.flatten(_with_chosen(checkpoint.read_kept(workdir / 'frozen')))
+    frozen = masks.flatten(_with_parts(checkpoint.read_kept(workdir / 'frozen')))
   halves = (trainable, frozen, state.get('batch_stats') or {})
 
   def one(number):
@@ -65,13 +65,14 @@ def read(workdir: epath.Path, replicates: int, step: int | None = None) -> Train
   return Trained(int(state['step']), [one(number) for number in range(replicates)])
 
 
-def _with_chosen(tree):
-  """Puts a masks.Chosen where there is a dictionary of its fields, as which Orbax reads it."""
+def _with_parts(tree):
+  """Puts one of masks.PARTS where there is a dictionary of its fields, as which Orbax reads it."""
   if not isinstance(tree, dict):
     return tree
-  if tree.keys() == set(masks.Chosen._fields):
-    return masks.Chosen(**tree)
-  return {name: _with_chosen(value) for name, value in tree.items()}
+  for part in masks.PARTS:
+    if tree.keys() == set(part._fields):
+      return part(**tree)
+  return {name: _with_parts(value) for name, value in tree.items()}
 
 
 def _read_state(workdir, step):

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,17 +27,17 @@ def trained_run(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def run_without_training(selection: str, folder: pathlib.Path, name: str = 'cifar_resnet8',
-                         seed: int = 0) -> analysis.Loaded:
+                         seed: int = 0, **fields: Any) -> analysis.Loaded:
   """Returns what `analysis.load` would of a run whose trained weights are a little off their start.
 
   No run, no compilation.
   """
   config = default_config()
-  config.update(network=name, train=selection, seed=seed)
+  config.update(network=name, train=selection, seed=seed, **fields)
   info = data.Info(None, '', (32, 32, 3), (32, 32, 3), tuple('0123456789'), 50_000, 10_000, 'test')
   run = experiment.build(config, info, jax.devices()[:1])
   variables = experiment.draw_variables(run, seed)
-  mask = masks.make_mask(selection, run.parameters, seed)
+  mask = masks.of_config(config, run.parameters, seed)
   trainable, frozen = masks.partition(variables['params'], mask)
   params = masks.merge(jax.tree.map(lambda x: x + np.float32(0.1), trainable), frozen)
   return analysis.Loaded(folder, config, run, 7, {**variables, 'params': jax.device_get(params)})

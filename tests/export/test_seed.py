@@ -83,11 +83,32 @@ def test_only_what_trained_is_in_the_file(loaded, file):
 @pytest.mark.parametrize('selection', ['random:2', 'output+gamma', '[["conv1", true], ["", false]]',
                                        'all', 'nothing'])
 def test_whatever_trained(tmp_path, selection):
-  run = networks.run_without_training(selection, tmp_path, seed=3)
-  seed.write(run, tmp_path / 'net.bnonly')
+  comes_back(tmp_path, selection)
+
+
+@pytest.mark.parametrize('selection, fields', [
+    ('all', {'weight_sparsity': 0.9, 'weight_sparsity_layers': 'erk'}),
+    ('batchnorm', {'weight_sparsity': 0.9}), ('batchnorm', {'weight_rank': 3}),
+    ('gamma', {'weight_bits': '1', 'weight_sparsity': 0.5}), ('random:1', {'weight_bits': '4'})])
+def test_however_random_weights_are_made(tmp_path, selection, fields):
+  comes_back(tmp_path, selection, **fields)
+
+
+def comes_back(folder, selection, **fields):
+  run = networks.run_without_training(selection, folder, seed=3, **fields)
+  seed.write(run, folder / 'net.bnonly')
+  equal(bnonly_jax.load(folder / 'net.bnonly').variables, run.variables)
+  seed.write(run, folder / 'all.bnonly', include_frozen=True)
+  equal(bnonly_jax.load(folder / 'all.bnonly').variables, run.variables)
+
+
+def test_rules_for_single_weights_need_the_frozen_half(tmp_path):
+  run = networks.run_without_training('[["conv1", true], ["", false]]', tmp_path,
+                                      weight_sparsity=0.5)
+  with pytest.raises(UserError, match='is a list of rules.*Add --include_frozen'):
+    seed.write(run, tmp_path / 'net.bnonly')
+  seed.write(run, tmp_path / 'net.bnonly', include_frozen=True)
   equal(bnonly_jax.load(tmp_path / 'net.bnonly').variables, run.variables)
-  seed.write(run, tmp_path / 'all.bnonly', include_frozen=True)
-  equal(bnonly_jax.load(tmp_path / 'all.bnonly').variables, run.variables)
 
 
 def test_bfloat16_halves_the_file_and_prints_the_accuracy(loaded, file, tmp_path, capsys):
