@@ -70,6 +70,7 @@ def test_a_description_counts_the_teachers(folders, data_dir, capsys):
   assert f'is taught by step 0, seed 4, of {folders}/two (cifar_resnet8 on digits' in printed
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_teacher_without_its_folder(folders, data_dir, tmp_path,
                                                                        capsys):
   shutil.copytree(folders / 'two', tmp_path / 'teacher')
