@@ -189,8 +189,9 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(data_dir, tmp_path, whole)
   assert same_run(tmp_path / 'run', whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number, code', [
-    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
+    (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_and_leaves_a_checkpoint(data_dir, tmp_path, number, code):
   fields = ('--config.epochs=12', '--config.checkpoint_every=12', '--config.log_every=7')
   arguments = digits(data_dir, tmp_path / 'run', *fields)

@@ -87,6 +87,7 @@ def own_config(own, data_dir, **fields):
   return tiny_config(data_dir, network=own(NETWORK), **{'train': SELECTION, **fields})
 
 
+@pytest.mark.slow
 def test_it_trains_and_a_killed_run_ends_with_the_same_bits(own, data_dir, tmp_path, capsys):
   config = own_config(own, data_dir)
   expected = train.train_and_evaluate(config, tmp_path / 'whole')

@@ -254,6 +254,7 @@ def test_a_run_goes_on_where_its_data_moved(run, data_dir):
   assert train.train_and_evaluate(tiny_config(elsewhere, checkpoint_keep=7), workdir) == result
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(data_dir, tmp_path, monkeypatch):
   config = tiny_config(data_dir, epochs=1, batchnorm_images=32, **{'optimizer.learning_rate': 1e-3})
   config.optimizer.drops = ()

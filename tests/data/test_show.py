@@ -8,6 +8,7 @@ from bnonly_jax.config import UserError
 from bnonly_jax.data import show
 
 
+@pytest.mark.slow
 def test_a_sheet_of_training_and_one_of_evaluation_images(data_dir, tmp_path):
   config = data_config('digits', data_dir, mean=(0.5,), std=(0.25,),
                        augment='flip,randaugment,cutout=2,mixup')

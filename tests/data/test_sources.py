@@ -222,6 +222,7 @@ def test_a_set_of_bad_images_ends(folder):
     records.read_images(split, [0], 3, lambda *_: None, np.zeros((1, 8, 8, 3)), replace=True)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_ends_with_the_same_bits_after_a_kill(folder, tmp_path):
   config = folder_config(folder / 'mixed', image_size=16)
   expected = train.train_and_evaluate(config, tmp_path / 'straight')

@@ -51,7 +51,8 @@ def finish(process, seconds=150):
       os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize('limit', [2.0, pytest.param(0.0, marks=pytest.mark.slow)])  # streamed
+@pytest.mark.slow
+@pytest.mark.parametrize('limit', [2.0, 0.0])  # resident, streamed
 def test_two_processes_do_what_one_does_and_take_over_from_each_other(data_dir, tmp_path, limit):
   fields = {**FIELDS, 'data.resident_limit': limit}
   for epochs in (1, 2, 3):  # two processes, one, two

@@ -125,6 +125,7 @@ def test_a_bucket_that_cannot_be_reached_is_told():
     workdir_lib.check_folder(Path('gs:/b/run'))
 
 
+@pytest.mark.slow
 def test_after_a_bad_image_stopped_a_run_the_same_command_may_skip_it(tmp_path):
   conftest.write_folder(tmp_path / 'data', one_size=True)
   bad = sorted((tmp_path / 'data/train').glob('*/*.jpg'))[3]
