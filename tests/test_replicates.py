@@ -97,15 +97,14 @@ def test_as_on_an_accelerator_and_killed(data_dir, tmp_path, monkeypatch, capsys
 
 
 def test_one_that_diverges_stops_all_and_is_seen(data_dir, tmp_path, monkeypatch):
-  real = experiment.draw_variables
+  real = experiment.start
 
-  def draw(run, seed):
-    variables = real(run, seed)
-    if seed == 1:
-      variables['params']['output']['bias'][:] = np.nan
-    return variables
+  def start(run, variables=None):
+    state, frozen = real(run, variables)
+    frozen['output']['bias'][1] = np.nan
+    return state, frozen
 
-  monkeypatch.setattr(experiment, 'draw_variables', draw)
+  monkeypatch.setattr(experiment, 'start', start)
   result = train.train_and_evaluate(tiny_config(data_dir, replicates=2, epochs=1), tmp_path)
   assert result['diverged_step'] == 1
   (line,) = metrics.read(tmp_path)
