@@ -225,6 +225,8 @@ def taught(experiment: Experiment, teachers: Sequence[distillation.Teacher],
   return run._replace(teachers=(shapes,), train_step=_taught_step(
       run.network, run.tx, run.learning_rate, run.preparation, run.target,
       *step_options(config, teaching)))
+
+
 def _check_kernels(config, parameters):
   for field in ('weight_sparsity', 'weight_rank', 'weight_bits'):
     config_lib.require(config, field, f'0 with config.network = {config.network}, which has no'
