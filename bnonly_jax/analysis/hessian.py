@@ -92,7 +92,7 @@ def sharpness(loaded: Loaded, images: int = IMAGES) -> dict[str, Any]:
     UserError: nothing trains, or as `activations.image_batches`.
   """
   run, config = loaded.experiment, loaded.config
-  mask = masks.make_mask(config.train, run.parameters, run.config.seed)
+  mask = masks.of_config(config, run.parameters, run.config.seed)
   trainable, frozen = masks.partition(loaded.variables['params'], mask)
   count = sum(np.size(leaf) for leaf in jax.tree.leaves(trainable))
   if not count:

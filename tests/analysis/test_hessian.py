@@ -11,7 +11,9 @@ from test_train import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import experiment
+from bnonly_jax import masks
 from bnonly_jax import models
+from bnonly_jax.analysis import hessian
 from bnonly_jax.config import UserError
 
 
@@ -77,3 +79,14 @@ def test_where_nothing_trains_there_is_none(data_dir, tmp_path):
     analysis.write_sharpness(tmp_path / 'run')
   with pytest.raises(UserError, match='--sharpness_images=0; allowed is 1 or more'):
     analysis.write_sharpness(tmp_path / 'run', images=0)
+
+
+def test_weights_that_are_zero_for_good_are_not_among_what_trains(data_dir, tmp_path, monkeypatch):
+  config = tiny_config(data_dir, train='all', weight_sparsity=0.5)
+  write_run(config, tmp_path / 'run', 0.5)
+  monkeypatch.setattr(hessian, 'largest_eigenvalue',
+                      lambda *_: hessian.Eigenvalue(0.0, 0.0, 1, True))
+  run = experiment.build(config)
+  trained = sum(row.trained for row in masks.table(run.parameters, run.mask))
+  found = analysis.sharpness(analysis.load(tmp_path / 'run'), images=8)
+  assert found['parameters'] == trained < sum(row.parameters for row in masks.table(run.parameters))
