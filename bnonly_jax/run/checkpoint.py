@@ -247,6 +247,9 @@ def read_kept(path: epath.Path, like: Any = None) -> Any:
   Raises:
     UserError: as `keep`.
   """
+  if not path.exists():
+    raise UserError(f'{path} is missing, and the run cannot be read without it. Copy it from where'
+                    ' the run was trained.')
   remedy = f'Move {path} away: it is written anew from the config.'
   try:
     metadata, shapes = _metadata(path)

@@ -86,8 +86,10 @@ def _lines(config, panel, table):
               color=colour, markerfacecolor='none', markersize=9)
   if numeric and xs and min(xs) > 0 and max(xs) / min(xs) >= 4:
     axes.set_xscale('log', base=2)
+  slanted = {} if numeric or len(xs) < 7 else {
+      'rotation': 45, 'horizontalalignment': 'right', 'rotation_mode': 'anchor'}
   axes.set_xticks(xs if numeric else range(len(xs)), [f'{x:g}' if numeric else x for x in xs],
-                  rotation=0 if numeric or len(xs) < 7 else 45)
+                  **slanted)
   axes.minorticks_off()
   axes.set(xlabel=config.x, ylabel=tables.label(panel))
   axes.set_ylim(bottom=0)

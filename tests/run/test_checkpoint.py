@@ -153,6 +153,11 @@ def test_a_damaged_frozen_half_is_refused(tmp_path, damage):
     checkpoint.keep(tmp_path / 'frozen', setup.frozen)
 
 
+def test_a_frozen_half_that_is_missing_is_told(tmp_path):
+  with pytest.raises(UserError, match='frozen is missing, and the run cannot be read without it'):
+    checkpoint.read_kept(tmp_path / 'frozen')
+
+
 def test_a_changed_frozen_tensor_is_named(tmp_path):
   setup = conftest.make_setup('batchnorm')
   checkpoint.keep(tmp_path / 'frozen', setup.frozen)
