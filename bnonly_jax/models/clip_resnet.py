@@ -72,13 +72,31 @@ class ClipResNet(nn.Module):
     return layers.Output(self.classes, name='output')(x)
 
   def torch_module(self, module: str, block: int) -> str:
-    """Returns the name of a module in CLIP's model.py, below `visual`; with `gap` timm's for fc."""
+    """Returns the name of a module in CLIP's model.py, below `visual`; with `gap`, in timm."""
     top, _, part = module.partition('/')
+    if self.gap:
+      return self._timm_module(top, part, block)
     if top == 'output':
-      return 'fc' if self.gap else 'attnpool.c_proj'
+      return 'attnpool.c_proj'
     if top == 'attnpool':
       return f'attnpool.{part}'.rstrip('.')
     if not part:
       return top.removeprefix('stem_').replace('norm', 'bn')
     stage, number = from_torch.torch_block(top, block, apart=True)
     return f'layer{stage}.{number}.{from_torch.torch_part(part)}'
+
+  def _timm_module(self, top, part, block):
+    """The name in timm's resnet50_clip_gap."""
+    if top == 'output':
+      return 'head.fc'
+    name, _, kind = (part or top.removeprefix('stem_')).partition('_')
+    if not part:
+      return f'stem.conv{name[-1]}.{"bn" if name.startswith("norm") else "conv"}'
+    stage, number = from_torch.torch_block(top, block, apart=True)
+    start = f'stages.{stage - 1}.{number}'
+    if name == 'shortcut':
+      return f'{start}.shortcut.conv.{kind.replace("norm", "bn")}'
+    size = {'1': '1_1x1', '2': '2_kxk', '3': '3_1x1'}.get(name[-1])
+    if not size or part.startswith('attention'):
+      return f'{start}.{from_torch.torch_part(part)}'
+    return f'{start}.conv{size}.{"bn" if name.startswith("norm") else "conv"}'

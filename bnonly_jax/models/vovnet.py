@@ -26,6 +26,7 @@ _SLIM = (64, 80, 96, 112)
 SIZES = {'27s': Sizes(_SLIM, (128, 256, 384, 512), (1, 1, 1, 1)),
          '39': Sizes(*_WIDE, (1, 1, 2, 2)), '57': Sizes(*_WIDE, (1, 1, 4, 3)),
          '19s': Sizes(_SLIM, (112, 256, 384, 512), (1, 1, 1, 1), 3)}
+_TIMM = {'conv': 'conv', 'norm': 'bn'}  # what timm calls the parts of a layer
 
 
 class Module(nn.Module):
@@ -96,19 +97,24 @@ class VoVNet(nn.Module):
     return x
 
   def torch_module(self, module: str, block: int) -> str:
-    """Returns the name of a module in VoVNet.pytorch; eSE's, of VoVNetV2's for detectron2."""
+    """Returns the name of a module in VoVNet.pytorch, or with eSE in timm's ese_vovnet."""
     top, _, part = module.partition('/')
     if top == 'output':
-      return 'classifier'
+      return 'head.fc' if self.ese else 'classifier'
     if not part:
       name, kind = top.split('_')
-      return f'stem.stem_{name[-1]}/{kind}'
+      place = int(name[-1]) - 1
+      return f'stem.{place}.{_TIMM[kind]}' if self.ese else f'stem.stem_{place + 1}/{kind}'
     stage, number = from_torch.torch_block(top, block, apart=True)
+    name, _, kind = part.partition('_')
+    place = int(name[5:]) - 1 if name.startswith('layer') else 0
+    if self.ese:
+      start = f'stages.{stage - 1}.blocks.{number}'
+      return f'{start}.attn.fc' if not kind else (
+          f'{start}.{"conv_concat" if name == "concat" else f"conv_mid.{place}"}.{_TIMM[kind]}')
     osa = f'OSA{stage + 1}_{number + 1}'
-    start, (name, _, kind) = f'stage{stage + 1}.{osa}', part.partition('_')
-    if name == 'concat':
-      return f'{start}.concat.{osa}_concat/{kind}'
-    if name.startswith('layer'):
-      place = int(name[5:]) - 1
-      return f'{start}.layers.{place}.{osa}_{place}/{kind}'
-    return f'{start}.{part.replace("attention/", "ese.")}'
+    start = f'stage{stage + 1}.{osa}'
+    if not kind:  # of attention, as VoVNetV2's code for detectron2 has it
+      return f'{start}.{part.replace("attention/", "ese.")}'
+    return (f'{start}.concat.{osa}_concat/{kind}' if name == 'concat'
+            else f'{start}.layers.{place}.{osa}_{place}/{kind}')

@@ -5,12 +5,15 @@ import json
 import pathlib
 import zlib
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 
 from bnonly_jax import models
+from bnonly_jax.export import torch_names
 from bnonly_jax.models import from_torch
+from bnonly_jax.models import layers
 
 HOSTS = pathlib.Path(__file__).parents[3] / 'shared' / 'hosts'
 # Ours by the name there, and the fields of Style that differ from the default.
@@ -61,6 +64,18 @@ def fill(name, shape, gain):
   return np.float32(value)
 
 
+def close(network, state_dict, known):
+  """Whether a network with these tensors has the parameters and the logits that are known."""
+  size = known['size']
+  variables = from_torch.convert(state_dict, network,
+                                 models.variable_shapes(network, (size, size, 3)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == known['parameters']
+  images = np.random.Generator(np.random.Philox(0)).standard_normal((2, 3, size, size), np.float32)
+  logits = jax.jit(network.apply)(variables, images.transpose(0, 2, 3, 1))
+  np.testing.assert_allclose(logits[:, :5], known['logits5'],
+                             rtol=0, atol=1e-4 + 1e-3 * known['rms'])
+
+
 @pytest.mark.parametrize('theirs', [
     pytest.param(name, marks=[pytest.mark.slow] * any(part in name for part in _SLOW))
     for name in NETWORKS])
@@ -68,12 +83,25 @@ def test_the_logits_are_those_of_the_public_code(golden, theirs):
   found, shapes = golden[0][theirs], golden[1][theirs]
   name, style = NETWORKS[theirs]
   network = models.create(name, found['classes'], models.Style(**style))
-  size = found['size']
-  variables = from_torch.convert(
-      {tensor: fill(tensor, shape, found['gain']) for tensor, shape in shapes.items()}, network,
-      models.variable_shapes(network, (size, size, 3)))
-  assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == found['parameters']
-  images = np.random.Generator(np.random.Philox(0)).standard_normal((2, 3, size, size), np.float32)
-  logits = jax.jit(network.apply)(variables, images.transpose(0, 2, 3, 1))
-  np.testing.assert_allclose(logits[:, :5], found['logits5'],
-                             rtol=0, atol=1e-4 + 1e-3 * found['rms'])
+  close(network, {tensor: fill(tensor, shape, found['gain']) for tensor, shape in shapes.items()},
+        found)
+
+
+RELATIVES = json.loads((pathlib.Path(__file__).parent / 'relatives.json').read_text())
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name != 'ese_vovnet19s'))
+    for name in RELATIVES if name != '_about'])
+def test_relatives_have_the_logits_of_the_public_code_under_its_names(name):
+  known = RELATIVES[name]
+  network = models.create(name, 10, models.Style())
+  shapes = models.variable_shapes(network, (known['size'], known['size'], 3))
+  state_dict = {}
+  for own, leaf in flax.traverse_util.flatten_dict(shapes, sep='/').items():
+    shape = leaf.shape[1:] if layers.is_stacked(own) else leaf.shape
+    if own.endswith('/kernel'):
+      shape = tuple(shape[axis] for axis in torch_names._AXES[len(shape)])
+    state_dict |= {tensor: fill(tensor, shape, known['gain'])
+                   for tensor in from_torch.torch_names(own, leaf.shape, network)}
+  close(network, state_dict, known)
