@@ -90,6 +90,8 @@ def _lines(config, panel, table):
       'rotation': 45, 'horizontalalignment': 'right', 'rotation_mode': 'anchor'}
   axes.set_xticks(xs if numeric else range(len(xs)), [f'{x:g}' if numeric else x for x in xs],
                   **slanted)
+  if not numeric and xs:  # else a network that few lines have may fall off the axis
+    axes.set_xlim(-0.5, len(xs) - 0.5)
   axes.minorticks_off()
   axes.set(xlabel=config.x, ylabel=tables.label(panel))
   axes.set_ylim(bottom=0)
