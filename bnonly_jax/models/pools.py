@@ -37,7 +37,9 @@ def average_pool(x: jax.Array, size: int, stride: int, pad: int = 0, ceil: bool 
   """
   pads = [(pad, pad + (_after(side + 2 * pad, size, stride) if ceil else 0))
           for side in x.shape[1:3]]
-  return nn.avg_pool(x, (size, size), (stride, stride), pads, count_include_pad=False)
+  # Flax divides by float32 counts.
+  return nn.avg_pool(x, (size, size), (stride, stride), pads,
+                     count_include_pad=False).astype(x.dtype)
 
 
 def require_four(images: jax.Array, network: str) -> None:

@@ -106,6 +106,16 @@ def test_a_step_moves_what_trains_and_nothing_else(name):
   assert all(np.isfinite(value).all() for value in everything.values())
 
 
+@pytest.mark.parametrize('name', SMALL)
+def test_what_is_computed_in_bfloat16_ends_in_float32(name):
+  network, side = SMALL[name]
+  images = jax.ShapeDtypeStruct((2, side, side, 3), jnp.bfloat16)
+  shapes = models.variable_shapes(network, (side, side, 3))
+  logits, statistics = jax.eval_shape(
+      lambda *given: network.apply(*given, train=True, mutable=['batch_stats']), shapes, images)
+  assert {leaf.dtype for leaf in jax.tree.leaves((logits, statistics))} == {jnp.dtype('float32')}
+
+
 def test_starts_depend_on_the_seed_and_the_name_alone():
   network, side = SMALL['vit']
   first, again, other = (masks.flatten(models.initialise(network, (side, side, 3), seed)['params'])
