@@ -91,12 +91,12 @@ class ClipResNet(nn.Module):
       return 'head.fc'
     name, _, kind = (part or top.removeprefix('stem_')).partition('_')
     if not part:
-      return f'stem.conv{name[-1]}.{"bn" if name.startswith("norm") else "conv"}'
+      return f'stem.conv{name[-1]}.{from_torch.TIMM[name[:-1]]}'
     stage, number = from_torch.torch_block(top, block, apart=True)
     start = f'stages.{stage - 1}.{number}'
     if name == 'shortcut':
-      return f'{start}.shortcut.conv.{kind.replace("norm", "bn")}'
-    size = {'1': '1_1x1', '2': '2_kxk', '3': '3_1x1'}.get(name[-1])
-    if not size or part.startswith('attention'):
+      return f'{start}.shortcut.conv.{from_torch.TIMM[kind]}'
+    if name[:-1] not in from_torch.TIMM:  # attention
       return f'{start}.{from_torch.torch_part(part)}'
-    return f'{start}.conv{size}.{"bn" if name.startswith("norm") else "conv"}'
+    size = {'1': '1x1', '2': 'kxk', '3': '1x1'}[name[-1]]
+    return f'{start}.conv{name[-1]}_{size}.{from_torch.TIMM[name[:-1]]}'

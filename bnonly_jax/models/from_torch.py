@@ -18,6 +18,7 @@ from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
 
 SUFFIXES = ('.npz', '.safetensors', '.pt', '.pth')  # of the files that `read` reads
+TIMM = {'conv': 'conv', 'norm': 'bn'}  # what timm calls the parts of a layer
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var',
            'layer_scale': 'gamma'}
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bnonly_jax.config import UserError
+from bnonly_jax.models import from_torch
 from bnonly_jax.models import layers
 from bnonly_jax.models import pools
 
@@ -76,7 +77,7 @@ class InceptionV4(nn.Module):
     if module == 'output':
       return 'last_linear'
     path, _, kind = module.rpartition('_')
-    kind = {'conv': 'conv', 'norm': 'bn'}[kind]
+    kind = from_torch.TIMM[kind]
     top, _, branch = path.partition('/')
     if not branch:
       number = int(top[4:]) - 1

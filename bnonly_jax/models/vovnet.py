@@ -26,7 +26,6 @@ _SLIM = (64, 80, 96, 112)
 SIZES = {'27s': Sizes(_SLIM, (128, 256, 384, 512), (1, 1, 1, 1)),
          '39': Sizes(*_WIDE, (1, 1, 2, 2)), '57': Sizes(*_WIDE, (1, 1, 4, 3)),
          '19s': Sizes(_SLIM, (112, 256, 384, 512), (1, 1, 1, 1), 3)}
-_TIMM = {'conv': 'conv', 'norm': 'bn'}  # what timm calls the parts of a layer
 
 
 class Module(nn.Module):
@@ -104,14 +103,15 @@ class VoVNet(nn.Module):
     if not part:
       name, kind = top.split('_')
       place = int(name[-1]) - 1
-      return f'stem.{place}.{_TIMM[kind]}' if self.ese else f'stem.stem_{place + 1}/{kind}'
+      return (f'stem.{place}.{from_torch.TIMM[kind]}' if self.ese
+              else f'stem.stem_{place + 1}/{kind}')
     stage, number = from_torch.torch_block(top, block, apart=True)
     name, _, kind = part.partition('_')
     place = int(name[5:]) - 1 if name.startswith('layer') else 0
     if self.ese:
       start = f'stages.{stage - 1}.blocks.{number}'
-      return f'{start}.attn.fc' if not kind else (
-          f'{start}.{"conv_concat" if name == "concat" else f"conv_mid.{place}"}.{_TIMM[kind]}')
+      layer = 'conv_concat' if name == 'concat' else f'conv_mid.{place}'
+      return f'{start}.{layer}.{from_torch.TIMM[kind]}' if kind else f'{start}.attn.fc'
     osa = f'OSA{stage + 1}_{number + 1}'
     start = f'stage{stage + 1}.{osa}'
     if not kind:  # of attention, as VoVNetV2's code for detectron2 has it
