@@ -3,8 +3,9 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS', 'cpu')
-# Of tiny networks the time to compile counts: less of it, and what is compiled once stays for the
-# processes that tests start (programs that call oneDNN would not).
+# Of tiny networks the time to compile counts: less of it, and what is compiled once stays for other
+# workers, for the processes that tests start and for the next time (programs that call oneDNN would
+# not).
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=1',
     '--xla_cpu_experimental_onednn_custom_call=false',
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from bnonly_jax import command_line
 from bnonly_jax import data
 from bnonly_jax import experiment
 from bnonly_jax import optimizer
@@ -41,6 +43,7 @@ BATCH = 64
 # For processes that tests start, which have one device.
 XLA_FLAGS = os.environ['XLA_FLAGS'].rpartition('--xla_force_host')[0]
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+command_line.keep_compiled_programs()
 
 
 class Setup(NamedTuple):

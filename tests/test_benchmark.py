@@ -71,6 +71,7 @@ def test_the_roofline():
   assert found == {'compute_seconds': 0.1, 'reduce_seconds': pytest.approx(1.5e-3)}
 
 
+@pytest.mark.slow
 def test_steps_are_timed_on_simulated_devices():
   config = default_config()
   config.update(network='cifar_resnet8', batch_size=4)

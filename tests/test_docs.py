@@ -71,6 +71,7 @@ def test_percentages_of_config_files_stand_in_a_table(file):
   assert set(said) <= known, sorted(set(said) - known)
 
 
+@pytest.mark.slow
 def test_the_examples_run(tmp_path):
   example, = examples(README)
   further, = examples(ROOT / 'docs/analysis.md')  # of the run that the README's has trained

@@ -114,6 +114,7 @@ def test_malloc_is_told_to_keep_memory_where_the_cpu_trains(monkeypatch, platfor
   assert len(told) == (4 if kept else 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_has_an_exit_code_of_its_own(data_dir, tmp_path):
   arguments = digits(data_dir, tmp_path / 'run', '--config.optimizer.learning_rate=1e12',
                      '--config.optimizer.warmup_epochs=0', '--config.log_every=1')
@@ -143,7 +144,8 @@ command_line.run(main.main, main.missing)
 
 @pytest.mark.parametrize('after_save, before_writing', [
     pytest.param(11, '', marks=pytest.mark.slow), (22, ''),
-    pytest.param(0, 'parameters.json', marks=pytest.mark.slow), (0, 'result.json')])
+    pytest.param(0, 'parameters.json', marks=pytest.mark.slow),
+    pytest.param(0, 'result.json', marks=pytest.mark.slow)])
 def test_a_process_that_dies_loses_nothing(data_dir, tmp_path, whole, after_save, before_writing):
   arguments = digits(data_dir, tmp_path / 'run')
   code = DIE.format(after_save=after_save, before_writing=before_writing)
@@ -174,6 +176,7 @@ def same_run(one, other):
   return lines(one) == lines(other) and result(one) == result(other)
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_one_line_and_the_run_goes_on(data_dir, tmp_path, whole):
   arguments = digits(data_dir, tmp_path / 'run')
   process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), text=True,

@@ -254,6 +254,7 @@ def test_eight_devices_and_two_processes_change_rounding_only():
   np.testing.assert_allclose(first, one, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_over_how_many_images_a_norm_takes_its_statistics_counts():
   losses = [conftest.make_setup('batchnorm', batchnorm_images=images).run(2)[2][0]['loss']
             for images in (0, 32, 8)]
@@ -284,7 +285,8 @@ def test_seeds_share_one_program(selection):
   assert texts[0] == texts[1]
 
 
-@pytest.mark.parametrize('selection, accelerator', [('all', 'tpu'), ('batchnorm', 'gpu')])
+@pytest.mark.parametrize('selection, accelerator', [
+    pytest.param('all', 'tpu', marks=pytest.mark.slow), ('batchnorm', 'gpu')])
 def test_the_forms_for_accelerators_train_as_those_for_the_cpu(selection, accelerator):
   with jax.enable_x64(True):
     here, there = (conftest.make_setup(selection, 2, double=True, backend=backend).run(5)

@@ -334,6 +334,7 @@ def test_a_diverged_run_stops_and_says_so(data_dir, tmp_path, capsys):
   assert train.train_and_evaluate(config, tmp_path) == result
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_the_end_and_keep_the_shorter_result(data_dir, tmp_path):
   config = tiny_config(data_dir, log_every=1)
   config.optimizer.drops = ()
@@ -349,6 +350,7 @@ def test_more_epochs_go_on_from_the_end_and_keep_the_shorter_result(data_dir, tm
     train.train_and_evaluate(tiny_config(data_dir, **{'optimizer.drops': ()}), tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_checkpoints_come_by_steps_and_minutes(data_dir, tmp_path, monkeypatch):
   steps_saved = []
   real = checkpoint.save

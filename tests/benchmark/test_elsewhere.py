@@ -26,6 +26,7 @@ def pretend(monkeypatch, kind='CPU', memory=2**30):
   return target
 
 
+@pytest.mark.slow
 def test_the_steps_beside_those_of_all(monkeypatch, capsys):
   pretend(monkeypatch)
   result = elsewhere.measure(config(), 'all', 'some')

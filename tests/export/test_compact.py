@@ -115,6 +115,7 @@ def test_the_file_holds_the_network(data_dir, tmp_path, capsys, monkeypatch):
     compact.read(path)
 
 
+@pytest.mark.slow
 def test_a_file_from_the_seed_will_do_in_place_of_the_run(data_dir, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(compact, 'milliseconds', lambda networks: [1.0] * len(networks))
   workdir, file = networks.trained_run(data_dir), tmp_path / 'net.bnonly'

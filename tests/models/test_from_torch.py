@@ -201,6 +201,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     from_torch.read(tmp_path / 'weights.pt')
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_file_and_trains_its_batchnorm_alone(small, tmp_path, data_dir):
   network, shapes, state_dict = small
   np.savez(tmp_path / 'weights.npz', **state_dict)

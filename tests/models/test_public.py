@@ -68,7 +68,8 @@ SMALL = {
     'unequal': (models.create('cifar_resnet_1-2-3', 5), 8)}
 
 
-_SLOW = ('inception_v4', 'inceptionnext', 'clip', 'clip_gap', 'resnetrs', 'vovnet', 'unequal')
+_SLOW = ('inception_v4', 'inceptionnext', 'clip', 'clip_gap', 'resnetrs', 'vovnet', 'unequal',
+         'vit')
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in _SLOW))

@@ -93,6 +93,7 @@ command_line.run(main.main, main.missing)
 '''
 
 
+@pytest.mark.slow
 def test_both_processes_hold_the_same_bits(data_dir, tmp_path):
   # A stand-in for python that runs main with checkpoint.save wrapped.
   (tmp_path / 'wrapped_main.py').write_text(DIGESTS)
