@@ -142,7 +142,7 @@ def _check(config, info, devices):
                          ('norm_start', models.NORM_STARTS)):
     require(field, ', '.join(choices), config[field] in choices)
   if models.is_own(config.network):
-    for field, only in (('norm', 'batch'), ('remat', 'none'), ('unroll', 0),
+    for field, only in (('norm', 'batch'), ('attention', 'none'), ('remat', 'none'), ('unroll', 0),
                         ('batchnorm_images', 0)):
       require(field, f"{only} with a network of one's own, which says itself how it computes",
               config[field] == only)

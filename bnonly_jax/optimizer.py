@@ -64,8 +64,7 @@ def create(config: ml_collections.ConfigDict, learning_rate: optax.Schedule, mas
     config: config.optimizer.
     learning_rate: from `schedule`.
     mask: from `masks.make_mask`.
-    groups: of all parameters, by name. Not needed where all decays and
-      has one rate.
+    groups: of all parameters, by name. Not needed where all decay and have one rate.
     rates: config.optimizer.rates, by group.
 
   Returns:

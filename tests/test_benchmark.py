@@ -65,6 +65,14 @@ def test_a_wrong_selection_to_compare_with_is_told_as_that(against, message):
     step.measure(config, against)
 
 
+def test_what_cannot_be_cut_for_devices_is_told_before_anything_is_measured(monkeypatch):
+  monkeypatch.setattr(common, 'child', lambda *_, **__: pytest.fail('measures'))
+  config = data_config('none')
+  config.batch_size = 126
+  with pytest.raises(UserError, match='config.batch_size is 126; allowed is a multiple of 4'):
+    scale.measure(config)
+
+
 def test_the_roofline():
   peak = Peak(flops=1e12, memory=1e9, link=1e9)
   found = scale.roofline(1e9, 1e6, 100, 4, peak)
@@ -181,6 +189,9 @@ def test_the_table_has_a_line_for_each_file(tmp_path):
   assert '- b: PyTorch, compiled, CUDA graphs: no' in text and 'other' not in text
   with pytest.raises(UserError, match='a folder without figures'):
     table.markdown('')
+  (tmp_path / 'half.json').write_text('{')
+  with pytest.raises(UserError, match='half.json of --rows cannot be read'):
+    table.markdown(str(tmp_path))
 
 
 def test_estimates_have_tables_of_their_own(tmp_path):
@@ -210,3 +221,16 @@ def test_estimates_have_tables_of_their_own(tmp_path):
   assert '| c | h100 | cifar_resnet14 | 512 | bfloat16 | batchnorm | yes | 30 | 0.0 | 115 |' in text
   for table_lines in text.split('\n\n')[1:]:
     assert len({line.count('|') for line in table_lines.splitlines()}) == 1
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'network': 'vit_tiny'}, 'config.network is .vit_tiny.; allowed is a ResNet with equally'),
+    ({'network': 'cifar_resnet_1-2-1'}, 'config.network is .* allowed is a ResNet with equally'),
+    ({'optimizer.name': 'adamw'}, 'config.optimizer.name is .adamw.; allowed is sgd with')])
+def test_what_pytorchs_side_has_not_is_told(fields, message, monkeypatch):
+  monkeypatch.setattr(against_torch.importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(against_torch.jax, 'device_count', lambda: 1)
+  config = data_config('none')
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(UserError, match=message):
+    against_torch.specification(config)

@@ -1,9 +1,11 @@
 import jax
 import numpy as np
 import pytest
+from test_train import tiny_config
 
 from bnonly_jax import describe
 from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
 
 
 def described(train='batchnorm', **fields):
@@ -104,3 +106,18 @@ def test_it_says_how_many_weights_are_not_zero(capsys):
   assert f'convolutions: {sum(kept):,} of 173,488 weights are not zero' in capsys.readouterr().out
   trained = {row.group: row.trained for row in describe.describe(config)['table']}
   assert trained['conv'] + trained['shortcut'] == sum(kept)
+
+
+def test_what_is_assumed_has_the_size_and_the_channels_that_are_asked_for(capsys):
+  config = default_config()
+  config.update(network='imagenet_resnet18', batch_size=4)
+  config.data.update(name='none', image_size=128, channels=1, mean=(0.5,), std=(0.25,))
+  describe.print_description(config)
+  assert '128x128x1, 1000 classes (not prepared: assumed)' in capsys.readouterr().out
+
+
+def test_a_data_set_that_is_there_and_wrong_is_not_assumed_away(data_dir):
+  config = tiny_config(data_dir)
+  config.data.test_split = 'validation'
+  with pytest.raises(UserError, match="test_split is 'validation'; allowed is test"):
+    describe.describe(config)

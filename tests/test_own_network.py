@@ -22,6 +22,7 @@ from bnonly_jax import masks
 from bnonly_jax import models
 from bnonly_jax import train
 from bnonly_jax.config import UserError
+from bnonly_jax.export import network
 from bnonly_jax.models import own as own_lib
 from bnonly_jax.run import metrics
 from bnonly_jax.run import origin
@@ -115,6 +116,15 @@ def test_it_trains_and_a_killed_run_ends_with_the_same_bits(own, data_dir, tmp_p
   assert analysed['thresholds'][0]['test_accuracy'] == result['test_accuracy']
   with pytest.raises(UserError, match='whose ReLUs do not tell'):
     analysis.silent_relus(loaded)
+  # What goes into its last dense layer makes its logits.
+  images, _ = next(analysis.image_batches(loaded))
+  inputs = analysis.features(loaded, images)['output']
+  logits = inputs @ after['Dense_0/kernel'] + after['Dense_0/bias']
+  np.testing.assert_allclose(
+      logits, jax.jit(network.classifier(network.of_run(loaded)))(loaded.variables, images),
+      rtol=1e-4, atol=1e-5)
+  assert analysis.write_probe(tmp_path / 'whole')['features'] == 8
+  assert analysis.write_sharpness(tmp_path / 'whole', images=64)['parameters'] == 2 * 8 + 2 * 8 + 90
 
 
 @pytest.mark.slow
@@ -201,7 +211,8 @@ def test_what_a_network_gets_wrong_is_told_in_one_line_with_its_place(own, text,
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'norm': 'group'}, 'config.norm is'), ({'remat': 'block'}, 'config.remat is'),
+    ({'norm': 'group'}, 'config.norm is'), ({'attention': 'se'}, 'config.attention is'),
+    ({'remat': 'block'}, 'config.remat is'),
     ({'unroll': 2}, 'config.unroll is'), ({'batchnorm_images': 32}, 'config.batchnorm_images is')])
 def test_fields_of_the_packages_own_networks_are_refused(own, fields, message):
   config = conftest.pattern_config(network=own(NETWORK), **fields)

@@ -119,6 +119,7 @@ def test_each_replicate_is_analysed_as_the_run_alone(runs):
     assert found.step == expected.step
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
                  found.variables, expected.variables)
-  with pytest.raises(UserError, match='--replicate=2: .* holds 2; allowed are 0 to 1'):
-    analysis.load(runs / 'both', replicate=2)
+  for none in (2, -1):
+    with pytest.raises(UserError, match=f'--replicate={none}: .* holds 2; allowed are 0 to 1'):
+      analysis.load(runs / 'both', replicate=none)
   assert analysis.file_name(found.config, 1) == 'analysis_seed4.json'

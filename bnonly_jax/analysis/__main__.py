@@ -33,6 +33,14 @@ _IMAGES = flags.DEFINE_integer(
     'sharpness_images', None, 'With --sharpness: on how many training images; default: 256.')
 
 
+def _missing() -> str:
+  if not _WORKDIR.value:
+    return '--workdir=DIR, the folder of a run, is needed, or --help.'
+  if _IMAGES.present and not _SHARPNESS.value:
+    return '--sharpness_images is of --sharpness: add it, or leave both out.'
+  return ''
+
+
 def main() -> None:
   # Here, so that a mistake in the flags is told at once.
   from bnonly_jax import analysis
@@ -49,5 +57,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  command_line.run(main, lambda: '' if _WORKDIR.value else (
-      '--workdir=DIR, the folder of a run, is needed, or --help.'))
+  command_line.run(main, _missing)

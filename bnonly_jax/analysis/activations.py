@@ -75,33 +75,50 @@ def _seen(loaded):
   run, names = loaded.experiment, []
 
   def trace(variables, image):  # what it returned would be sorted by name
-    names.extend(map(list, _told(run.network, variables, image)))
+    names.extend(map(list, _told(run.network, variables, image, _output_path(run))))
 
   jax.eval_shape(trace, loaded.variables,
                  jax.ShapeDtypeStruct((1, *run.info.image_shape), np.float32))
   return names
 
 
-def _told(network, variables, images):
+def _output_path(run):
+  """The path of the output layer's module; '' if there is none."""
+  names = [name for name, known in run.parameters.items() if known.group == 'output']
+  if any(name.startswith(f'{OUTPUT}/') for name in names):
+    return OUTPUT
+  return names[0].rpartition('/')[0] if names else ''
+
+
+def _told(network, variables, images, output):
   """Which ReLUs fire, and what layers put out, both by unstacked name."""
-  _, told = network.apply(variables, images, capture_intermediates=True,
-                          mutable=['intermediates', 'features'])
+  into_output = []
+
+  def watch(call, arguments, keywords, context):
+    if context.method_name == '__call__' and '/'.join(context.module.path) == output:
+      into_output.append(arguments[0])
+    return call(*arguments, **keywords)
+
+  with nn.intercept_methods(watch):
+    _, told = network.apply(variables, images, train=False, capture_intermediates=True,
+                            mutable=['intermediates', 'features'])
   seen = {name: value for name, (value, *_) in masks.flatten(told['intermediates']).items()
           if not isinstance(value, tuple)}  # as blocks put it out
   fired, outputs = (layers_lib.unstack({
       name.removesuffix(end): value for name, value in seen.items() if name.endswith(end)})
                     for end in ('/fired', '/__call__'))
-  outputs.pop(OUTPUT)  # the logits
-  (outputs[OUTPUT],) = told['features']['output']['input']
+  outputs.pop(output, None)  # the logits
+  # Ours tells what it has pooled.
+  (outputs[OUTPUT],) = jax.tree.leaves(told.get('features', into_output))
   return fired, outputs
 
 
 @functools.lru_cache(maxsize=16)
 def _program(network: nn.Module, preparation: device.Preparation, precision: str,
-             layers: tuple[str, ...], pool: bool):
+             layers: tuple[str, ...], pool: bool, output: str):
   def call(variables, images):
     with jax.default_matmul_precision(precision):
-      _, outputs = _told(network, variables, device.normalise(images, preparation))
+      _, outputs = _told(network, variables, device.normalise(images, preparation), output)
     wide = {layer: outputs[layer].astype(jnp.float32) for layer in layers}
     return {layer: jnp.mean(x, range(1, x.ndim - 1)) if pool else x for layer, x in wide.items()}
 
@@ -111,7 +128,8 @@ def _program(network: nn.Module, preparation: device.Preparation, precision: str
 def _pass(loaded: Loaded, layers: Sequence[str], pool: bool) -> Forward:
   """Returns a function from images to features that computes batches of one size."""
   run = loaded.experiment
-  program = _program(run.network, run.preparation, run.config.matmul_precision, tuple(layers), pool)
+  program = _program(run.network, run.preparation, run.config.matmul_precision, tuple(layers), pool,
+                     _output_path(run))
   variables, size = jax.device_put(loaded.variables), run.eval_batch_size
 
   def call(images):

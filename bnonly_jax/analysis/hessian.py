@@ -104,11 +104,21 @@ def sharpness(loaded: Loaded, images: int = IMAGES) -> dict[str, Any]:
   pixels, labels = _first(loaded, images)
   normalised = device.normalise(jnp.asarray(pixels), run.preparation)
 
+  def apply(variables, images):
+    return network.apply(variables, images, train=True, mutable=['batch_stats'])[0]
+
+  def logits_of(variables):
+    if not models.is_own(config.network):
+      return apply(variables, normalised)
+    # Its norms may name the axis of devices, here one.
+    over_devices = jax.vmap(apply, (None, 0), axis_name=device.AXIS)
+    return over_devices(variables, normalised[None])[0]
+
   def loss(trainable):
     variables = {'params': masks.merge(trainable, frozen),
                  'batch_stats': loaded.variables['batch_stats']}
     with jax.default_matmul_precision(config.matmul_precision):
-      logits, _ = network.apply(variables, normalised, train=True, mutable=['batch_stats'])
+      logits = logits_of(variables)
     return labels_lib.cross_entropy(logits, labels, None, config.label_smoothing)
 
   found = largest_eigenvalue(loss, trainable, run.config.seed)

@@ -43,6 +43,9 @@ def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '
   """
   workdir = workdir_lib.path(workdir)
   config, facts = workdir_lib.read_config(workdir)
+  if not 0 <= replicate < config.replicates:
+    raise UserError(f'--replicate={replicate}: --workdir={workdir} holds {config.replicates};'
+                    f' allowed are 0 to {config.replicates - 1}. Choose one of them.')
   config.data.dir = data_dir or config.data.dir
   fitting = config.copy_and_resolve_references()
   # Of training, whose devices need not be those here; an evaluation depends on none of it.
@@ -53,9 +56,6 @@ def load(workdir: str | pathlib.Path, step: int | None = None, data_dir: str = '
     raise UserError(f'--workdir={workdir} was trained on {config.data.name} of version'
                     f' {facts.get("data.version")}, and here is {built.info.version}. Give the'
                     ' folder that holds the former: --data_dir=...')
-  if not 0 <= replicate < config.replicates:
-    raise UserError(f'--replicate={replicate}: --workdir={workdir} holds {config.replicates};'
-                    f' allowed are 0 to {config.replicates - 1}. Choose one of them.')
   found = trained.read(workdir, config.replicates, step)
   differ = trained.misfits(found.replicates[replicate], built.shapes)
   if differ:

@@ -46,7 +46,7 @@ def analyse(workdir: str | pathlib.Path, step: int | None = None, data_dir: str 
     replicate: as for `load`.
 
   Returns:
-    What analysis.json holds; see the README.
+    What analysis.json holds; see docs/analysis.md.
 
   Raises:
     UserError: as `load` and `evaluate`, or the folder cannot be written.
@@ -95,6 +95,13 @@ def load_to_write(workdir: str | pathlib.Path, step: int | None, data_dir: str, 
   return loaded
 
 
+def load_beside(flag: str, name: str, data_dir: str, replicate: int) -> loading.Loaded:
+  """Loads the run that a flag names, WORKDIR[@STEP], as the same replicate if it has several."""
+  folder, step = trained.split_step(name)
+  several = workdir_lib.read_config(folder, f'--{flag}={name}')[0].replicates > 1
+  return loading.load(folder, step, data_dir, replicate if several else 0)
+
+
 def write_into(workdir: epath.Path, write: Callable[[], list[str]]) -> None:
   """Calls what writes into a run's folder in the main process, and prints what it has written."""
   with full_disk.told(workdir, remedy='Make room, or copy it and give the copy as --workdir.'):
@@ -123,9 +130,7 @@ def write_cka(workdir: str | pathlib.Path, other: str, step: int | None = None, 
     UserError: as `load` and `by_layer`, or the folder cannot be written.
   """
   loaded = load_to_write(workdir, step, data_dir, replicate)
-  folder, other_step = trained.split_step(other)
-  several = workdir_lib.read_config(folder, f'--cka={other}')[0].replicates > 1
-  against = loading.load(folder, other_step, data_dir, replicate if several else 0)
+  against = load_beside('cka', other, data_dir, replicate)
   found = {'run': whose(loaded), 'other': whose(against),
            'test_images': loaded.experiment.info.test_images,
            'layers': [{'layer': layer, 'cka': value}
@@ -133,6 +138,7 @@ def write_cka(workdir: str | pathlib.Path, other: str, step: int | None = None, 
   metrics.print_columns(['layer', 'linear CKA'], [
       [row['layer'], 'constant' if row['cka'] is None else f'{row["cka"]:.4f}']
       for row in found['layers']])
+  folder, other_step = trained.split_step(other)
   name = f'cka_{folder.parent.name}_{folder.name}' + (
       '' if other_step is None else f'_step{other_step}') + which(loaded.config, replicate)
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import fractions
 from typing import Any
 
-from bnonly_jax import analysis
 from bnonly_jax.analysis import writing
 from bnonly_jax.attack import gradient
 from bnonly_jax.config import UserError
@@ -65,7 +64,7 @@ def attack(workdir: str, eps: str = '0,2/255,8/255', steps: int = 0, against: Se
     raise UserError(f'--steps={steps}; allowed is 0, which is FGSM, or more, as --steps=10.')
   folder, step = trained.split_step(workdir)
   loaded = [writing.load_to_write(folder, step, data_dir, replicate)]
-  loaded += [_load(other, data_dir, replicate) for other in against]
+  loaded += [writing.load_beside('against', other, data_dir, replicate) for other in against]
   found = {'steps': steps, 'step_size': gradient.STEP / steps if steps else None,
            'random_start': bool(steps), 'runs': []}
   for name, run in zip(_names([workdir, *against]), loaded, strict=True):
@@ -84,12 +83,6 @@ def attack(workdir: str, eps: str = '0,2/255,8/255', steps: int = 0, against: Se
 
   writing.write_into(folder, write)
   return found
-
-
-def _load(name, data_dir, replicate):
-  folder, step = trained.split_step(name)
-  several = workdir_lib.read_config(folder, f'--against={name}')[0].replicates > 1
-  return analysis.load(folder, step, data_dir, replicate if several else 0)
 
 
 def _names(workdirs):

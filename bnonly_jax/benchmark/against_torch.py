@@ -16,28 +16,32 @@ import jax
 import ml_collections
 
 from bnonly_jax.benchmark import common
+from bnonly_jax.config import flat
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.models.cifar_resnet import CifarResNet
 from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
+from bnonly_jax.models.imagenet_resnet import ImageNetResNet
 from bnonly_jax.models.imagenet_resnet import STAGES
 
 # By how they are called in the figures: modes of torch.compile, which only a GPU is measured with.
 MODES = {'eager': '', 'compiled': 'default', 'compiled, CUDA graphs': 'reduce-overhead'}
 
 
-def sizes(network: nn.Module) -> tuple[str, list[Any]]:
+def sizes(network: nn.Module) -> tuple[str, list[Any]] | None:
   """Returns the class in torch_nets that a network of ours is, and its first arguments.
 
-  Those that follow are the images' channels and the classes.
+  Those that follow are the images' channels and the classes. None: it is not written there.
   """
-  if isinstance(network, CifarResNet):
+  if isinstance(network, CifarResNet) and isinstance(network.blocks, int):
     return 'CifarResNet', [6 * network.blocks + 2, network.width]
   if isinstance(network, CifarVGG):
     return 'CifarVGG', [GROUPS[network.depth]]
-  block = 'basic' if network.depth < 50 else 'bottleneck'
-  return 'ImageNetResNet', [STAGES[network.depth], block, network.width]
+  if isinstance(network, ImageNetResNet):
+    block = 'basic' if network.depth < 50 else 'bottleneck'
+    return 'ImageNetResNet', [STAGES[network.depth], block, network.width]
+  return None
 
 
 def precision(config: ml_collections.ConfigDict) -> str:
@@ -63,9 +67,10 @@ def specification(config: ml_collections.ConfigDict) -> dict[str, Any]:
       PyTorch is not installed.
   """
   for field, allowed in (('train', ('batchnorm', 'all')), ('norm', ('batch',)),
-                         ('attention', ('none',)), ('remat', ('none',)), ('replicates', (1,))):
+                         ('attention', ('none',)), ('remat', ('none',)), ('replicates', (1,)),
+                         ('optimizer.name', ('sgd',))):
     require(config, field, f'{" or ".join(map(str, allowed))} with --against=torch',
-            config[field] in allowed)
+            flat(config)[field] in allowed)
   if importlib.util.find_spec('torch') is None:
     raise UserError('--against=torch needs PyTorch, which is not installed. Install it with'
                     " pip install -e '.[torch]', or compare with --against=all.")
@@ -75,7 +80,10 @@ def specification(config: ml_collections.ConfigDict) -> dict[str, Any]:
                     ' one GPU. Set CUDA_VISIBLE_DEVICES=0 (and leave XLA_FLAGS without simulated'
                     ' devices), or JAX_PLATFORMS=cpu.')
   run = common.built(config)
-  name, arguments = sizes(run.network)
+  written = sizes(run.network)
+  require(config, 'network', 'a ResNet with equally many blocks a stage, or a VGG, with'
+          ' --against=torch', written is not None)
+  name, arguments = written
   channels = run.info.image_shape[-1]
   return {'network': name, 'arguments': [*arguments, channels, run.info.classes],
           'image_shape': run.info.image_shape, 'batch_size': config.batch_size,

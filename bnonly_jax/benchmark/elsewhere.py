@@ -257,12 +257,11 @@ def _print(whole):
       for each in row['largest']:
         metrics.console.print(f'  {each["cycles"]:>11,.0f} {each["times"]:>4g}  {each["stage"]:9}'
                               f' {each["shape"]:22}'
-                              f' {each["scope"][-60:]}', markup=False)
+                              f' {each["scope"][-60:]}')
     elif 'kinds' in row:
       metrics.console.print(f'kernels by kind, {name} (kernels, MB):')
       for kind, each in list(row['kinds'].items())[:LARGEST]:
-        metrics.console.print(f'  {each["kernels"]:>7,.4g} {each["bytes"] / 1e6:>10,.4g}  {kind}',
-                              markup=False)
+        metrics.console.print(f'  {each["kernels"]:>7,.4g} {each["bytes"] / 1e6:>10,.4g}  {kind}')
   if whole['device'].startswith('TPU'):
     metrics.console.print('All-reduces and copies between memories have no estimate: cycles are'
                           ' without them.')
@@ -283,4 +282,4 @@ def _print_columns(rows, units, ratio):
   metrics.print_columns(('', *rows, *(['ratio'] if ratio else [])), lines)
   for name, row in rows.items():
     if 'told' in row:
-      metrics.console.print(f'{name}: {row["told"]}', markup=False)
+      metrics.console.print(f'{name}: {row["told"]}')

@@ -20,6 +20,7 @@ import optax
 from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax.benchmark import common
+from bnonly_jax.config import flat
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.data import device
@@ -107,8 +108,8 @@ def network(run: Experiment) -> ResNet:
   require(config, 'network', 'a CIFAR or ImageNet ResNet with --against=flax',
           isinstance(ours, CifarResNet | ImageNetResNet))
   for field, allowed in (('norm', 'batch'), ('attention', 'none'), ('remat', 'none'),
-                         ('replicates', 1)):
-    require(config, field, f'{allowed} with --against=flax', config[field] == allowed)
+                         ('replicates', 1), ('optimizer.name', 'sgd')):
+    require(config, field, f'{allowed} with --against=flax', flat(config)[field] == allowed)
   if not all(isinstance(keep, bool | np.bool_) for keep in masks.flatten(run.mask).values()):
     raise UserError(f'config.train is {config.train!r}, which chooses single weights; allowed are'
                     ' selections of whole tensors with --against=flax. Set --config.train=...')

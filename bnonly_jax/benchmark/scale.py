@@ -11,6 +11,7 @@ from bnonly_jax.benchmark import common
 from bnonly_jax.benchmark.peaks import Peak
 from bnonly_jax.benchmark.peaks import PEAKS
 from bnonly_jax.config import default_config
+from bnonly_jax.config import require
 from bnonly_jax.run import metrics
 
 
@@ -34,6 +35,7 @@ def roofline(flops_an_image: float, bytes_reduced: float, batch: int, devices: i
 
 SCALE_NETWORKS = ('cifar_resnet14', 'cifar_resnet110', 'cifar_resnet866', 'imagenet_resnet50',
                   'imagenet_resnet200')
+DEVICES = 1, 2, 4  # simulated ones, on which a step is timed
 PODS = {'v5e-256': ('TPU v5 lite', 256), '8 H100': ('NVIDIA H100 80GB HBM3', 8)}
 
 
@@ -65,11 +67,19 @@ def scale_table(networks: Sequence[str] = SCALE_NETWORKS) -> list[dict[str, Any]
 def device_table(config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
   """Times the step of one config on 1, 2 and 4 simulated devices, the same batch over all."""
   return [{'devices': n, 'step_seconds': common.child(common.step_seconds, config, devices=n)[1]}
-          for n in (1, 2, 4)]
+          for n in DEVICES]
 
 
 def measure(config: ml_collections.ConfigDict | None) -> dict[str, Any]:
-  """Measures, prints, and returns what `scale_table` and `device_table` do."""
+  """Measures, prints, and returns what `scale_table` and `device_table` do.
+
+  Raises:
+    UserError: the config is not that of a run on each of DEVICES.
+  """
+  config = config or default_config()
+  require(config, 'batch_size', f'a multiple of {max(DEVICES)}, on so many devices it is timed',
+          config.batch_size % max(DEVICES) == 0)
+  common.built(config)
   result = {'scale': scale_table()}
   metrics.print_columns(
       ('network', 'trained', 'all-reduced a step', 'FLOPs an image',
@@ -78,7 +88,6 @@ def measure(config: ml_collections.ConfigDict | None) -> dict[str, Any]:
         *('{:.3f} + {:.3f} ms'.format(*(1e3 * row[pod][f'{part}_seconds']
                                        for part in ('compute', 'reduce'))) for pod in PODS))
        for row in result['scale']])
-  config = config or default_config()
   result['devices'] = device_table(config)
   metrics.print_columns(('simulated devices', f'step of {config.network}, {config.train}'),
                [(str(row['devices']), f'{1e3 * row["step_seconds"]:.0f} ms')

@@ -22,11 +22,15 @@ def markdown(folder: str) -> str:
   What was measured has a table of its own, and so has what is a compiler's estimate.
 
   Raises:
-    UserError: no such folder, or no figures in it.
+    UserError: no such folder, no figures in it, or a file that cannot be read.
   """
   measured, estimated = {}, {}
   for path in sorted(pathlib.Path(folder).glob('*.json')) if folder else ():
-    content = json.loads(path.read_text())
+    try:
+      content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise UserError(f'{path} of --rows cannot be read ({error}). Remove it, and measure that row'
+                      ' again.') from error
     if 'selections' in content:
       measured[path.stem] = content
     elif 'estimates' in content:

@@ -5,11 +5,9 @@ from bnonly_jax.data.sets import find
 from bnonly_jax.data.sets import find_or_assume
 from bnonly_jax.data.sets import Images
 from bnonly_jax.data.sets import Info
-from bnonly_jax.data.sets import newest_version
-from bnonly_jax.data.sets import require_array_record
 from bnonly_jax.data.sets import Source
 from bnonly_jax.data.sets import summary
 from bnonly_jax.data.sets import versions
 
-__all__ = ['directory', 'find', 'find_or_assume', 'Images', 'Info', 'newest_version',
-           'require_array_record', 'Source', 'summary', 'versions']
+__all__ = ['directory', 'find', 'find_or_assume', 'Images', 'Info', 'Source', 'summary',
+           'versions']

@@ -8,7 +8,6 @@ import numpy as np
 
 from bnonly_jax.config import require
 from bnonly_jax.config import UserError
-from bnonly_jax.data import device
 from bnonly_jax.data import resident
 from bnonly_jax.data.sets import Images
 from bnonly_jax.data.sets import Info
@@ -74,9 +73,11 @@ def named(config: ml_collections.ConfigDict, info: Info) -> ml_collections.Confi
   for field, allowed in (('image_size', 0), ('channels', 0)):
     require(config, f'data.{field}', f'{allowed} with arrays: give them as the network takes them',
             config.data[field] == allowed)
-  if not resident.is_resident(config, info):
-    size = sum(device.row_size(info.image_shape) * n
-               for n in (info.train_images, info.test_images)) / 2**30
+  require(config, 'data.test_split', "test or '' with arrays",
+          config.data.test_split in ('', 'test'))
+  used = info._replace(train_images=round(config.data.subsample * info.train_images))
+  if not resident.is_resident(config, used):
+    size = resident.size(config, used) / 2**30
     raise UserError(f'train_set and test_set take {size:.1f} GiB on each device, more than'
                     f' config.data.resident_limit = {config.data.resident_limit}. Raise it, or'
                     ' prepare the images as a data set (config.data.name = \'folder:PATH\').')

@@ -87,9 +87,9 @@ def _prepare_stock(name, source, download, kwargs):
                     ' https://www.tensorflow.org/datasets/catalog. Check the spelling.')
   family, _, config = name.partition('/')
   configs = sorted(tfds.builder_cls(family).builder_configs)
-  if configs and config not in configs:
-    raise UserError(f'--dataset is {name!r}; allowed are'
-                    f' {", ".join(f"{family}/{c}" for c in configs)}. Choose one.')
+  if config not in (configs or ['']):
+    allowed = ', '.join(f'{family}/{known}' for known in configs) or family
+    raise UserError(f'--dataset is {name!r}; allowed are {allowed}. Choose one.')
   builder = tfds.builder(name, **kwargs)
   if not {'image', 'label'} <= set(builder.info.features):
     raise UserError(f'--dataset is {name!r}, with features {", ".join(builder.info.features)};'

@@ -23,9 +23,13 @@ def is_resident(config: ml_collections.ConfigDict, info: sets.Info) -> bool:
     config: the run's. Replicates may each use other images.
     info: the data set's, train_images being the number that each uses.
   """
+  return not config.data.image_size and size(config, info) <= config.data.resident_limit * 2**30
+
+
+def size(config: ml_collections.ConfigDict, info: sets.Info) -> float:
+  """Returns the bytes that a data set takes on each device; the arguments are `is_resident`'s."""
   train_images = info.train_images * min(config.replicates, 1 / config.data.subsample)
-  size = device.row_size(info.image_shape) * (train_images + info.test_images)
-  return not config.data.image_size and size <= config.data.resident_limit * 2**30
+  return device.row_size(info.image_shape) * (train_images + info.test_images)
 
 
 def open_source(config: ml_collections.ConfigDict, info: sets.Info, process: int = 0,

@@ -104,7 +104,7 @@ def find(config: ml_collections.ConfigDict) -> Info:
   name = config.data.name
   if name == 'digits':  # prepares itself when a run starts
     info = Info(directory(config.data.dir) / 'digits' / '1.0.0', '1.0.0', (8, 8, 1), (),
-                tuple('0123456789'), 1437, 360, 'test')
+                tuple('0123456789'), 1437, 360, _test_split(config, ('train', 'test'), ''))
   elif name.startswith('folder:'):
     info = _find_folder(config)
   elif name == 'arrays':
@@ -267,16 +267,22 @@ def form(config: ml_collections.ConfigDict, info: Info) -> decode.Form:
 
 
 def find_or_assume(config: ml_collections.ConfigDict) -> tuple[Info, bool]:
-  """Looks up the data set; without one it has CIFAR-10's size, or for networks made for
-  ImageNet that one's.
+  """Looks up the data set; one that is not there has CIFAR-10's size, or for networks made for
+  ImageNet that one's, and the pixels and channels that config.data asks for.
 
   Returns:
     What there is to say of it, and whether it is prepared.
+
+  Raises:
+    UserError: it is there, and `find` refuses it.
   """
-  try:
+  name = config.data.name
+  kind, _, path = name.partition(':')
+  if name == 'digits' or (pathlib.Path(path).expanduser().exists() if kind == 'folder' and path else
+                          newest_version(name, directory(config.data.dir))):
     return find(config), True
-  except UserError:
-    side = models.image_size(config.network)
-    large, shape = side > 32, (side, side, 3)
-    return Info(None, '', shape, shape, ('',) * (1000 if large else 10),
-                     1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test'), False
+  side = models.image_size(config.network)
+  large, size = side > 32, config.data.image_size or side
+  shape = (size, size, config.data.channels or 3)
+  return Info(None, '', shape, shape, ('',) * (1000 if large else 10),
+              1_281_167 if large else 50_000, 50_000 if large else 10_000, 'test'), False

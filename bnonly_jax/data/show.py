@@ -38,7 +38,7 @@ def show(config: ml_collections.ConfigDict, out: str | pathlib.Path) -> list[epa
   from bnonly_jax.data import device
   from bnonly_jax.data import prepare
   from bnonly_jax.run import plots
-  out = epath.Path(out)
+  out = epath.Path(out).expanduser()
   config = ml_collections.ConfigDict({**config.to_dict(), 'replicates': 1})  # the first
   run = experiment.build(config)
   info = run.info

@@ -50,6 +50,11 @@ _EXAMPLES = flags.DEFINE_list(
     'examples', [], 'page: JPEG and PNG files to choose from on it, with commas in between.')
 
 
+# By flag, the topics that read it.
+_READ = {_DTYPE: ('seed',), _INCLUDE_FROZEN: ('seed',), _EXAMPLES: ('page',),
+         _THRESHOLD: ('compact', 'onnx', 'stablehlo', 'page')}
+
+
 def _missing() -> str:
   if not _OUTPUT.value or bool(_WORKDIR.value) == bool(_NETWORK.value):
     return ('--output=FILE is needed, and either --workdir=DIR, the folder of a run, or'
@@ -69,6 +74,9 @@ def main(topic: str) -> None:
   from bnonly_jax.export import seed
   from bnonly_jax.export import stablehlo
   from bnonly_jax.export import torch_names
+  for flag, topics in _READ.items():
+    if flag.present and topic not in topics:
+      raise UserError(f'--{flag.name} is of {" and ".join(topics)}; leave it out with {topic}.')
   if _NETWORK.value and topic == 'seed':
     raise UserError(f'--network={_NETWORK.value} is what seed writes; seed takes --workdir=DIR.')
   if _NETWORK.value and not pathlib.Path(_NETWORK.value).expanduser().is_file():

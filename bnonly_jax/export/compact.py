@@ -1,5 +1,6 @@
 """A trained network without the features that are off: smaller, and the same logits."""
 
+import functools
 import json
 import os
 import pathlib
@@ -97,8 +98,8 @@ def accuracy(loaded: analysis.Loaded, small: Trained) -> float:
 def sizes(trained: Trained) -> tuple[int, int]:
   """Returns how many numbers a network has, running statistics too, and its FLOPs an image."""
   image = jax.ShapeDtypeStruct((1, *trained.info.image_shape), np.float32)
-  flops, _ = describe.cost(
-      jax.make_jaxpr(trained.network.apply)(trained.variables, image).jaxpr)
+  apply = functools.partial(trained.network.apply, train=False)
+  flops, _ = describe.cost(jax.make_jaxpr(apply)(trained.variables, image).jaxpr)
   return sum(leaf.size for leaf in jax.tree.leaves(trained.variables)), flops
 
 

@@ -23,8 +23,8 @@ class Trained(NamedTuple):
   """A trained network.
 
   Attributes:
-    network: `network.apply(variables, images)` maps normalised images [N, H, W, C] to float32
-      logits [N, classes].
+    network: `network.apply(variables, images, train=False)` maps normalised images [N, H, W, C] to
+      float32 logits [N, classes].
     variables: NumPy arrays, as `apply` takes them.
     config: the run's, of one replicate; of a file without what only training reads.
     info: the images' shape and the names of the classes; of a file without a path.
@@ -56,7 +56,8 @@ def classifier(trained: Trained) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns the function from (variables, images uint8 [N, H, W, C]) to logits, not compiled."""
   def logits(variables, images):
     with jax.default_matmul_precision(trained.config.matmul_precision):
-      return trained.network.apply(variables, device.normalise(images, trained.preparation))
+      return trained.network.apply(variables, device.normalise(images, trained.preparation),
+                                   train=False)
 
   return logits
 

@@ -95,9 +95,9 @@ def nodes_of(network: Any, names: Mapping[str, Any]) -> list[dict[str, Any]]:
                   ' stablehlo, without --threshold.')
 
 
-def _conv(name, norm_name, source, stride=1, relu=True, residual=None):
+def _conv(name, norm_name, source, stride=1, relu=True):
   return {'op': 'conv', 'name': name, 'norm': norm_name, 'input': source, 'stride': stride,
-          'relu': relu, 'residual': residual}
+          'relu': relu, 'residual': None}
 
 
 def _pool(name, source, size, padding):

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from bnonly_jax import experiment
 from bnonly_jax import models
 from bnonly_jax.config import UserError
 from bnonly_jax.export import compact
@@ -61,9 +62,8 @@ def export(source: str, output: str, step: int | None = None, data_dir: str = ''
   """
   here = loading.open_network(source, step, data_dir, replicate)
   if threshold is None:  # built without the forms that only a CPU wants
-    style = models.Style(here.config.norm, backend='gpu', unroll=here.config.unroll)
-    trained = here._replace(
-        network=models.create(here.config.network, here.info.classes, style))
+    trained = here._replace(network=experiment.create_network(
+        here.config, here.info.classes, models.Statistics(), 'gpu'))
   else:
     here = compact.compact(here, threshold, jax.default_backend())
     trained = here._replace(network=here.network._replace(backend='gpu'))

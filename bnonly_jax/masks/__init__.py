@@ -15,7 +15,6 @@ from bnonly_jax.masks.halves import tensors_trained
 from bnonly_jax.masks.norms import by_name
 from bnonly_jax.masks.norms import norms_only
 from bnonly_jax.masks.of_config import of_config
-from bnonly_jax.masks.selection import GROUPS
 from bnonly_jax.masks.selection import make_mask
 from bnonly_jax.masks.subspace import Span
 from bnonly_jax.masks.subspace import Spanned
@@ -26,6 +25,6 @@ from bnonly_jax.masks.table import table
 from bnonly_jax.masks.table import total
 from bnonly_jax.models.parameters import flatten
 
-__all__ = ['as_json', 'by_name', 'Chosen', 'code_kernels', 'Codes', 'flatten', 'GroupRow', 'GROUPS',
+__all__ = ['as_json', 'by_name', 'Chosen', 'code_kernels', 'Codes', 'flatten', 'GroupRow',
            'make_mask', 'merge', 'norms_only', 'of_config', 'partition', 'PARTS', 'Span',
            'Spanned', 'table', 'tensors_trained', 'total', 'trained_numbers']

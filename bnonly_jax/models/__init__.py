@@ -47,7 +47,7 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
     style: how it computes; a network of one's own says so itself.
 
   Raises:
-    UserError: no network has this name, or `style.remat` is asked of one without blocks.
+    UserError: no network has this name, or it has not what `style` asks for.
   """
   if is_own(name):
     return create_own(name, classes)
@@ -58,9 +58,7 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
   if family == 'imagenet_resnet' and depth in STAGES:
     return ImageNetResNet(depth, 64 * factor, classes, style)
   if family == 'cifar_vgg' and depth in GROUPS and not match[3]:
-    if style.remat:
-      raise UserError(f"config.remat is 'block', and config.network {name!r} has no residual"
-                      ' blocks; allowed is none. Set --config.remat=none')
+    public.require_style(name, style, residual=False)
     return CifarVGG(depth, classes, style)
   network = public.create(name, classes, style)
   if network:

@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 
-from bnonly_jax.config import UserError
 from bnonly_jax.models import layers
 from bnonly_jax.models import pools
 
@@ -12,7 +11,7 @@ GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 
 
 class CifarVGG(nn.Module):
-  """3x3 convolutions of 64 to 512 channels, four max pools, 2x2 average pool, dense.
+  """3x3 convolutions of 64 to 512 channels, four max pools, global average pool, dense.
 
   Attributes:
     depth: a key of GROUPS.
@@ -31,10 +30,6 @@ class CifarVGG(nn.Module):
       UserError: the images have less than 16 pixels a side, and nothing is left after four pools.
     """
     pools.require_four(images, f'cifar_vgg{self.depth}')
-    if self.style.attention != 'none':
-      raise UserError(f'config.attention is {self.style.attention!r}, and config.network'
-                      f" 'cifar_vgg{self.depth}' has no residual blocks; allowed is none. Set"
-                      ' --config.attention=none')
     parts = layers.parts(self.style, train)
     x, count = images, 0
     for i, convolutions in enumerate(GROUPS[self.depth]):

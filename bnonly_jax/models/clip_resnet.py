@@ -23,7 +23,7 @@ class AttentionPool(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = wide(x).reshape(len(x), -1, x.shape[-1])
+    x = wide(x).reshape(x.shape[0], -1, x.shape[-1])
     x = jnp.concatenate([jnp.mean(x, 1, keepdims=True), x], 1)
     n, length, features = x.shape
     x = x + self.param('positional_embedding', nn.initializers.normal(features ** -0.5),

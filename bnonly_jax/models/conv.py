@@ -6,6 +6,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from bnonly_jax.config import UserError
 from bnonly_jax.models.depthwise import depthwise
 
 
@@ -44,7 +45,11 @@ def _any(x, kernel, stride, pads):
 
 def _patches(x, kernel, size):
   """A convolution of patches that do not overlap: one matrix product."""
-  n, rows, columns, channels = len(x), x.shape[1] // size, x.shape[2] // size, x.shape[3]
+  n, rows, columns, channels = x.shape[0], x.shape[1] // size, x.shape[2] // size, x.shape[3]
+  if not rows or not columns:
+    raise UserError(f'the images are too small for this config.network: of {x.shape[1]}x'
+                    f'{x.shape[2]} pixels it takes patches of {size}x{size}. Set a larger'
+                    ' --config.data.image_size, or choose another network.')
   x = x[:, :rows * size, :columns * size].reshape(n, rows, size, columns, size, channels)
   return x.swapaxes(2, 3).reshape(n, rows, columns, -1) @ kernel.reshape(-1, kernel.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Depthwise convolution, and convolutions of any shape of kernel, fast on the CPU backend too."""
+"""Depthwise convolution, fast on the CPU backend too."""
 
 import functools
 

@@ -53,7 +53,8 @@ class InceptionV4(nn.Module):
     if min(images.shape[1:3]) < 75:
       raise UserError(f'config.network is inception_v4, and the images have {images.shape[1]}x'
                       f'{images.shape[2]} pixels; allowed are 75x75 and more. Set'
-                      ' --config.data.image_size=299, or choose another network.')
+                      ' --config.data.image_size=299 and --config.data.eval_resize to no less, or'
+                      ' choose another network.')
     parts = layers.parts(self.style, train, EPSILON)
     x = chain(images, (('stem1', 32, 3, *_VALID), ('stem2', 32, 3, 1, 'VALID'), ('stem3', 64, 3)),
               parts, self.shrink)

@@ -29,7 +29,7 @@ he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
 # Up to how many equal blocks of a stage are computed without a loop.
-_UNROLLED = {'cpu': 18, 'gpu': 18, 'tpu': 18}
+_UNROLLED = 18
 
 
 class Style(NamedTuple):
@@ -59,7 +59,7 @@ def unrolled(style: Style, blocks: int) -> int:
   """
   if style.unroll:
     return min(style.unroll, blocks)
-  return blocks if blocks <= _UNROLLED.get(style.backend, 18) else 1
+  return blocks if blocks <= _UNROLLED else 1
 
 
 class Parts(NamedTuple):

@@ -15,6 +15,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from bnonly_jax.config import UserError
+
 # PyTorch's defaults, which the official code (open_lth) uses: eps, and the running averages keep
 # 0.9 of the old value at each step.
 EPSILON = 1e-5
@@ -133,6 +135,10 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, y: jax.Array, residual: jax.Array | None = None,
                relu: bool = True) -> jax.Array:
+    if self.group_size and y.shape[-1] % self.group_size:
+      raise UserError(f"config.norm is 'group', with groups of {self.group_size} channels, and a"
+                      f' layer has {y.shape[-1]}; allowed is a network whose layers have multiples'
+                      ' of that. Choose another norm or network.')
     scale = self.param('scale', nn.initializers.uniform(1.0), y.shape[-1:])
     bias = self.param('bias', nn.initializers.zeros, y.shape[-1:])
     grouped = wide(y).reshape(*y.shape[:3], -1, self.group_size or y.shape[-1])

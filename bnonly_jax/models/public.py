@@ -53,24 +53,29 @@ def create(name: str, classes: int, style: Style) -> nn.Module | None:
   for expression, make, residual, _ in _NETWORKS:
     match = re.fullmatch(expression, name)
     if match:
-      _check(name, style, residual)
+      require_style(name, style, residual)
       return make(match, classes, style)
   return None
 
 
-def _check(name, style, residual):
+def require_style(name: str, style: Style, residual: bool) -> None:
+  """Checks that a network, with residual blocks of ours or without, has what a style asks for.
+
+  Raises:
+    UserError: it has not.
+  """
   def refuse(field, value, why, allowed):
     raise UserError(f'config.{field} is {value!r}, and config.network {name!r} has {why}; allowed'
                     f' is {allowed}. Set --config.{field}={allowed.partition(" ")[0]}')
 
   if not residual and style.norm in _IBN:
-    refuse('norm', style.norm, 'no place for it', 'batch or another without ibn')
+    refuse('norm', style.norm, 'no residual blocks', 'batch or another without ibn')
   if not residual and style.attention != 'none' and 'vovnet' not in name:
-    refuse('attention', style.attention, 'no place for it', 'none')
+    refuse('attention', style.attention, 'no residual blocks', 'none')
   if name.startswith('vit') and style.norm not in ('batch', 'layer_channels', 'rms', 'none'):
     refuse('norm', style.norm, 'tokens', 'layer_channels, rms, none or batch, here layer_channels')
-  if name.startswith('simplenet') and style.remat:
-    refuse('remat', 'block', 'no blocks', 'none')
+  if name.startswith(('simplenet', 'cifar_vgg')) and style.remat:
+    refuse('remat', 'block', 'no residual blocks', 'none')
 
 
 def image_size(name: str) -> int:

@@ -73,11 +73,11 @@ class ViT(nn.Module):
                       f' have {images.shape[1]}x{images.shape[2]} pixels; allowed are multiples of'
                       f' {patch}. Set --config.data.image_size=...')
     x = parts.conv(self.features, patch, patch, bias=True, padding='VALID', name='patch')(images)
-    x = x.reshape(len(x), -1, self.features)
+    x = x.reshape(x.shape[0], -1, self.features)
     start = nn.initializers.normal(0.02)
     token = self.param('cls_token', start, (1, 1, self.features)).astype(x.dtype)
     positions = self.param('pos_embed', start, (1, x.shape[1] + 1, self.features)).astype(x.dtype)
-    x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.features)), x], 1) + positions
+    x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.features)), x], 1) + positions
     block = nn.remat(Block) if self.style.remat else Block
     x = layers.equal_blocks(x, 'stage1_stack', block, self.blocks, self.features, parts, self.style)
     x = parts.norm('norm')(x[:, 0], relu=False)

@@ -21,7 +21,8 @@ from bnonly_jax import masks
 from bnonly_jax.run import lines
 from bnonly_jax.run import reading
 
-console = rich.console.Console(highlight=False, soft_wrap=True)
+# What is printed has names and paths of the user's: [...] and :...: are no markup.
+console = rich.console.Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_table(rows: list[masks.GroupRow]) -> None:
@@ -57,7 +58,7 @@ def spread(accuracies: list[float] | None) -> str:
 
 
 class Diverged(Exception):
-  """The training loss of a step is not finite."""
+  """The training loss of a step is not finite, or the state after it."""
 
   def __init__(self, step: int):
     super().__init__(f'the training loss is not finite at step {step}')

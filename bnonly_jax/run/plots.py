@@ -81,11 +81,14 @@ def gamma_histogram(workdir: epath.Path, start: np.ndarray, end: np.ndarray,
 
 
 def gamma_beta_by_layer(analysis: dict[str, Any], path: epath.Path, title: str) -> None:
-  """Draws the quantiles of gamma and of beta, layer by layer, of an analysis.json."""
+  """Draws the quantiles of gamma, and of beta if there is one, by layer, of an analysis.json."""
   names = [row['layer'] for row in analysis['gamma']['layers']]
-  figure, panels = pyplot().subplots(2, 1, figsize=(_width(names), 7.5), sharex=True,
+  groups = [group for group in ('gamma', 'beta') if analysis[group]]
+  size = _width(names), 0.5 + 3.5 * len(groups)
+  figure, panels = pyplot().subplots(len(groups), 1, figsize=size, sharex=True, squeeze=False,
                                      layout='constrained')
-  for axes, group in zip(panels, ('gamma', 'beta'), strict=True):
+  panels = panels[:, 0]
+  for axes, group in zip(panels, groups, strict=True):
     rows = analysis[group]['layers']
     column = lambda q, rows=rows: [row[f'q{q}'] for row in rows]
     x = range(len(rows))
@@ -98,7 +101,7 @@ def gamma_beta_by_layer(analysis: dict[str, Any], path: epath.Path, title: str) 
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylabel(f"{group} of a layer's features")
     axes.grid(alpha=0.3)
-  _layer_axis(panels[1], names)
+  _layer_axis(panels[-1], names)
   figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4,
                 fontsize='small')
   panels[0].set_title(title)

@@ -63,8 +63,8 @@ def lines(workdir: epath.Path) -> list[dict[str, Any]]:
   file, found = workdir / 'metrics.jsonl', []
   try:
     texts = file.read_text().splitlines() if file.exists() else []
-  except ValueError as error:
-    raise _damaged(file, error) from error
+  except (OSError, ValueError) as error:
+    raise _damaged(file, getattr(error, 'strerror', None) or error) from error
   for number, text in enumerate(texts, 1):
     try:
       line = json.loads(text)

@@ -51,6 +51,8 @@ def watch() -> Iterator[Stop]:
 
   def listen():
     while (number := os.read(reader, 1)) != b'\0':
+      if number[0] not in _SIGNALS:
+        continue  # the caller's own handler has it
       if stop.signal or not stop.training:
         os._exit(128 + number[0])
       stop.signal = number[0]

@@ -204,8 +204,8 @@ def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]
     files: values by name; config.json's are facts as `check` has them.
 
   Raises:
-    UserError: the folder cannot be made or written, or another process has it, or has begun another
-      experiment there; the message says which.
+    UserError: the folder cannot be made or written, or another process has it, has just finished
+      the run, or has begun another experiment there; the message says which.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,9 @@ def claim(workdir: epath.Path, lock: contextlib.ExitStack, files: dict[str, Any]
       _lock(workdir, lock)
     if (workdir / 'config.json').exists() and 'config.json' in files:
       facts = files['config.json']
-      check(workdir, facts)  # again: now no one else can change it
+      if check(workdir, facts):  # again: now no one else can change it
+        raise UserError(f'--workdir={workdir} has just been finished by another process. The same'
+                        ' command shows its result.')
       if not holds(workdir, facts):
         for name in ('frozen', 'start', 'start.json', 'teachers', 'teachers.json'):
           if (workdir / name).exists():

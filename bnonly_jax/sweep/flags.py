@@ -8,6 +8,8 @@ import ml_collections
 from ml_collections import config_flags
 
 from bnonly_jax import command_line
+from bnonly_jax.config import default_config
+from bnonly_jax.config import flat
 
 flags.disclaim_key_flags()  # --help of a program shows the flags that are defined here as its own
 
@@ -56,10 +58,13 @@ def ignored(config: ml_collections.ConfigDict, given: dict[str, Any]) -> str:
     config: the sweep's.
     given: values by dotted field, those of the command line alone.
   """
+  usual = flat(default_config())
   for name, value in given.items():
     field = name.removeprefix('base.')
-    own = [point.changes[field] for point in config.get('points', ()) if field in point.changes]
-    if name != field and own:
+    points = config.get('points', ())
+    own = [point.changes[field] for point in points if field in point.changes]
+    # Where some leave it as it is by default, it is meant for the others.
+    if name != field and own and (len(own) == len(points) or set(own) != {usual[field]}):
       values = ', '.join(map(str, dict.fromkeys(own)))
       return (f'--config.{name}={value} would not reach all runs: points of this sweep set {field}'
               f' themselves, to {values}. Leave it out. --only=EXPRESSION of bnonly_jax.sweep'

@@ -115,6 +115,8 @@ def _of_run(run, progress, panel):
   """For each of a run's seeds a number by threshold, quantile or None."""
   result = progress.result
   if panel == 'train_accuracy':
+    if run.config.replicates > 1:
+      return []  # the lines have the mean over them
     lines = [line for line in metrics.read(run.workdir) if 'train_accuracy' in line]
     steps = np.diff([0, *(line['step'] for line in lines)])  # that each line is the mean of
     weights = steps * [line['epoch'] > result['epochs'] - 1 for line in lines]

@@ -156,11 +156,11 @@ def check_workdir(workdir: str | os.PathLike, may_be_new: bool = False) -> None:
 
 def progress(run: Run) -> Progress:
   """Looks up how far a run is."""
-  lines = metrics.read(run.workdir) if run.workdir.exists() else []
-  steps = max((line['step'] for line in lines), default=0)
-  seconds = sum(line.get('time_seconds') or 0 for line in lines)
-  damage, version, shorter = '', None, ()
+  steps, seconds, damage, version, shorter = 0, 0.0, '', None, ()
   try:
+    lines = metrics.read(run.workdir) if run.workdir.exists() else []
+    steps = max((line['step'] for line in lines), default=0)
+    seconds = sum(line.get('time_seconds') or 0 for line in lines)
     there, result = _held(run)
     version = there.get('data.version')
     facts = flat(run.config)

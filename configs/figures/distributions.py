@@ -7,8 +7,8 @@ The paper: when only BatchNorm trains, many more gammas end near zero than when 
 its first version 27 % against 9 % are below 0.01.
 
 Cost at `paper`: 70 runs, 1.6 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
-peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: nothing of
-this length has been run.
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: of this
+length only the runs in docs/runs are there.
 """
 
 import ml_collections

@@ -6,8 +6,8 @@
 What to expect is not known: it has not been run at this scale.
 
 Cost at `paper`: 60 runs, 0.23 EFLOP of training steps (counted). At a fifth of one H100's dense
-TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 0.6 hours, an estimate:
-nothing of this length has been run.
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 0.6 hours, an estimate: of
+this length only the runs in docs/runs are there.
 """
 
 import ml_collections

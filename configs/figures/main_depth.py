@@ -7,8 +7,8 @@ The paper: training gamma and beta alone reaches 47.8 % (ResNet-14) to 82 % (Res
 CIFAR-10, far above two random parameters a channel, which are as many.
 
 Cost at `paper`: 175 runs, 3.2 EFLOP of training steps (counted). At a fifth of one H100's dense
-TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 9.1 hours, an estimate:
-nothing of this length has been run.
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 9.1 hours, an estimate: of
+this length only the runs in docs/runs are there.
 """
 
 import ml_collections

@@ -7,8 +7,8 @@ The paper: training gamma and beta alone reaches 47.8 % (ResNet-14) to 73.2 % (3
 CIFAR-10. Depth does more for it than width, at the same number of trained parameters.
 
 Cost at `paper`: 150 runs, 29 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
-peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 80 hours, an estimate: nothing of
-this length has been run.
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 80 hours, an estimate: of this
+length only the runs in docs/runs are there.
 """
 
 import ml_collections

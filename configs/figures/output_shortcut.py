@@ -7,8 +7,8 @@ The paper, BatchNorm with both: 63.2 % for ResNet-14 (47.8 without) to 82.1 % fo
 both without BatchNorm: 48.9 % falling to 13.1 %.
 
 Cost at `paper`: 300 runs, 30 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
-peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 85 hours, an estimate: nothing of
-this length has been run.
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 85 hours, an estimate: of this
+length only the runs in docs/runs are there.
 """
 
 import ml_collections

@@ -8,8 +8,8 @@ are as many parameters as BatchNorm has. The level line is BatchNorm. The paper:
 random parameters does far worse.
 
 Cost at `paper`: 120 runs, 0.64 EFLOP of training steps (counted). At a fifth of one H100's dense
-TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.8 hours, an estimate:
-nothing of this length has been run.
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.8 hours, an estimate: of
+this length only the runs in docs/runs are there.
 """
 
 import ml_collections

@@ -4,12 +4,12 @@
   python -m bnonly_jax.figures --config=configs/figures/silent_relus.py:SCALE --workdir=DIR
 
 A ReLU is a feature of one layer; it is silent if it gives zero at every place of every test image.
-The paper compares the two by their share; its numbers are not known here. RESULTS.md has those of
-short runs.
+The paper compares the two by their share; its numbers are not known here. RESULTS.md has ours of
+some networks.
 
 Cost at `paper`: 70 runs, 1.6 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
-peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: nothing of
-this length has been run.
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: of this
+length only the runs in docs/runs are there.
 """
 
 import ml_collections

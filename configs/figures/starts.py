@@ -7,8 +7,8 @@ The paper's appendix tries these; its main figure has a second start of BatchNor
 and beta 1, with 50.9 % for ResNet-14 (47.8 with the default) and 71.8 % for ResNet-110 (69.7).
 
 Cost at `paper`: 140 runs, 0.53 EFLOP of training steps (counted). At a fifth of one H100's dense
-TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.5 hours, an estimate:
-nothing of this length has been run.
+TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 1.5 hours, an estimate: of
+this length only the runs in docs/runs are there.
 """
 
 import ml_collections

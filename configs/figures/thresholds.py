@@ -8,8 +8,8 @@ features are disabled by gammas that go to zero; its first version has 27 % of g
 and 9 % when everything trains.
 
 Cost at `paper`: 70 runs, 1.6 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
-peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: nothing of
-this length has been run.
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 4.5 hours, an estimate: of this
+length only the runs in docs/runs are there.
 """
 
 import ml_collections

@@ -23,7 +23,7 @@ LINES = {'all': 'all', 'BatchNorm': 'batchnorm', 'output layer': 'output', 'noth
 def get_config(scale: str = 'paper') -> ml_collections.ConfigDict:
   """Args: scale, smoke, short or paper."""
   config = base(scale)
-  if scale == 'smoke':  # VGG halves its images five times
+  if scale == 'smoke':  # VGG halves its images four times
     config.data.image_size = config.data.eval_resize = 32
     config.data.pad = 0
   points = [Point(line, depth, {'network': f'cifar_vgg{depth}', 'train': train})

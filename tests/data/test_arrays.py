@@ -73,6 +73,17 @@ def test_a_run_on_arrays_is_that_on_the_same_images_by_name(run, data_dir, tmp_p
 def test_what_arrays_cannot_have_is_told(data_dir):
   info, _ = arrays.given(split(), split())
   config = default_config()
+  config.data.test_split = 'validation'
+  with pytest.raises(UserError, match="data.test_split is 'validation'; allowed is test or ''"):
+    arrays.named(config, info)
+  config.data.test_split = 'test'
+  # Only the images in use are kept on the device.
+  large = info._replace(train_images=2**20)
+  config.data.update(resident_limit=0.05, subsample=0.1)
+  assert arrays.named(config, large).data.name == 'arrays'
+  config.data.subsample = 1.0
+  with pytest.raises(UserError, match='take 0.1 GiB on each device'):
+    arrays.named(config, large)
   config.data.image_size = 16
   with pytest.raises(UserError, match='data.image_size is 16; allowed is 0 with arrays'):
     arrays.named(config, info)

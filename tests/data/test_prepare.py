@@ -152,6 +152,11 @@ def test_a_set_of_several_configs_asks_for_one(tmp_path):
     prepare.prepare('imagenet_resized', str(tmp_path))
 
 
+def test_a_set_without_configs_has_none_to_ask_for(tmp_path):
+  with pytest.raises(UserError, match="--dataset is 'mnist/foo'; allowed are mnist. Choose"):
+    prepare.prepare('mnist/foo', str(tmp_path))
+
+
 def test_a_set_without_images_is_refused_before_it_is_asked_for(tmp_path):
   with pytest.raises(UserError, match='features .*description; needed are image and label'):
     prepare.prepare('ag_news_subset', str(tmp_path), download=True)

@@ -10,6 +10,7 @@ import pytest
 from bnonly_jax import analysis
 from bnonly_jax.config import UserError
 from bnonly_jax.export import compact
+from bnonly_jax.export import loading
 from bnonly_jax.export import network
 from bnonly_jax.export import onnx_file
 from bnonly_jax.export import plain
@@ -180,3 +181,13 @@ def test_stablehlo_runs_here_and_is_for_all(data_dir, tmp_path, threshold):
   images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 1), np.uint8)
   trained = network.of_run(analysis.load(workdir))
   close(program.call(images), networks.logits(thresholded(trained, threshold or 0)))
+
+
+def test_stablehlo_has_all_that_the_config_says_of_the_network(tmp_path, monkeypatch):
+  loaded = networks.run_without_training('all', tmp_path, attention='se', norm='group')
+  trained = network.of_run(loaded)
+  monkeypatch.setattr(loading, 'open_network', lambda *_: trained)
+  stablehlo.export('', str(tmp_path / 'net.stablehlo'))
+  images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
+  program, _ = stablehlo.read(tmp_path / 'net.stablehlo')
+  close(program.call(images), networks.logits(trained))

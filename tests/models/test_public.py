@@ -117,6 +117,15 @@ def test_what_is_computed_in_bfloat16_ends_in_float32(name):
   assert {leaf.dtype for leaf in jax.tree.leaves((logits, statistics))} == {jnp.dtype('float32')}
 
 
+@pytest.mark.parametrize('name', SMALL)
+def test_it_can_be_exported_for_any_number_of_images(name):
+  network, side = SMALL[name]
+  number, = jax.export.symbolic_shape('n')
+  images = jax.ShapeDtypeStruct((number, side, side, 3), jnp.float32)
+  logits = jax.eval_shape(network.apply, models.variable_shapes(network, (side, side, 3)), images)
+  assert logits.shape == (number, 5)
+
+
 def test_starts_depend_on_the_seed_and_the_name_alone():
   network, side = SMALL['vit']
   first, again, other = (masks.flatten(models.initialise(network, (side, side, 3), seed)['params'])
@@ -128,10 +137,11 @@ def test_starts_depend_on_the_seed_and_the_name_alone():
 
 
 @pytest.mark.parametrize('name, style, message', [
-    ('vovnet39', {'norm': 'ibn_a'}, 'has no place for it; allowed is batch'),
+    ('vovnet39', {'norm': 'ibn_a'}, 'has no residual blocks; allowed is batch'),
+    ('cifar_vgg11', {'norm': 'ibn_b'}, 'has no residual blocks; allowed is batch'),
     ('vit_tiny', {'norm': 'group'}, 'has tokens; allowed is layer_channels'),
-    ('vit_tiny', {'attention': 'eca'}, 'has no place for it; allowed is none'),
-    ('simplenet_5m', {'remat': True}, 'has no blocks; allowed is none')])
+    ('vit_tiny', {'attention': 'eca'}, 'has no residual blocks; allowed is none'),
+    ('simplenet_5m', {'remat': True}, 'has no residual blocks; allowed is none')])
 def test_what_a_network_lacks_is_an_error(name, style, message):
   with pytest.raises(UserError, match=message):
     models.create(name, 10, models.Style(**style))
@@ -139,7 +149,8 @@ def test_what_a_network_lacks_is_an_error(name, style, message):
 
 @pytest.mark.parametrize('name, side, message', [
     ('simplenet_310k', 8, '16x16 and more'), ('inception_v4', 32, '75x75 and more'),
-    ('vit_tiny', 30, 'multiples of 4')])
+    ('vit_tiny', 30, 'multiples of 4'),
+    ('cifar_inceptionnext_atto', 8, 'too small.*of 1x1 pixels')])
 def test_images_that_do_not_fit_are_an_error(name, side, message):
   with pytest.raises(UserError, match=message):
     models.look(models.create(name, 10), (side, side, 3))
@@ -161,3 +172,8 @@ def test_groups_of_attention_and_the_output_layer():
                                         ('simplenet_5m', 32), ('my.file:make', 32)])
 def test_without_a_data_set_images_are_of_the_size_a_network_is_made_for(name, side):
   assert models.image_size(name) == side
+
+
+def test_groups_of_channels_that_a_layer_cannot_be_cut_into_are_an_error():
+  with pytest.raises(UserError, match='groups of 8 channels, and a layer has 100'):
+    models.look(models.create('simplenet_460k', 10, models.Style('group')), (32, 32, 3))

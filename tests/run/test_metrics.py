@@ -84,6 +84,13 @@ def events(workdir):
   return found
 
 
+def test_names_of_the_users_are_no_markup(capsys):
+  said = '[["stage[a-z]+/norm[/]", true]] in runs/[b]x on folder:cat: and :smile:'
+  metrics.console.print(said)
+  metrics.print_columns([said], [[said]])
+  assert capsys.readouterr().out.count(said) == 3
+
+
 def test_the_table_says_what_trains(capsys):
   metrics.print_table([masks.GroupRow('gamma', 2, 30, 30), masks.GroupRow('conv', 3, 60, 0),
                        masks.GroupRow('output', 2, 10, 4)])

@@ -7,6 +7,7 @@ from sweeps import ROOT
 
 from bnonly_jax.config import default_config
 from bnonly_jax.sweep import flags
+from bnonly_jax.sweep.config import Point
 
 
 def test_a_field_that_points_set_is_not_to_be_given():
@@ -39,3 +40,14 @@ def test_a_mistake_in_the_flags_is_one_line_and_at_once(program, tmp_path):
   config = '--config=configs/figures/starts.py:smoke'
   assert '--config.base.weight_start=binary would not reach all runs' in run(
       where, config, '--config.base.epochs=1', '--config.base.weight_start=binary')
+
+
+def test_a_field_that_some_points_leave_as_it_is_can_be_given_for_the_others():
+  config = make()
+  first, *rest = config.points
+  start = lambda p: Point(p.line, p.x, {**p.changes, 'init_from': ''})
+  config.points = (start(first), *rest)
+  assert flags.ignored(config, {'base.init_from': 'runs/all'}) == ''
+  config.points = tuple(map(start, config.points))
+  assert '--config.base.init_from=runs/all would not reach' in flags.ignored(
+      config, {'base.init_from': 'runs/all'})

@@ -37,6 +37,9 @@ def test_training_accuracy_is_the_mean_over_the_steps_of_the_last_epoch(tmp_path
   means = [row.mean for row in rows(config, tmp_path, 'train_accuracy')
            if row.mean is not None]
   assert means == pytest.approx([(5 * 20 + 1 * 80) / 6])
+  # Of several seeds in one program the lines hold the mean alone, which is none of theirs.
+  config.base.replicates = 2
+  assert {row.mean for row in rows(config, tmp_path, 'train_accuracy')} == {None}
 
 
 def test_smoke_has_no_values_of_the_papers(tmp_path):
