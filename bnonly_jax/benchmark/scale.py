@@ -1,6 +1,5 @@
 """`benchmark scale`: what data parallelism costs."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,16 +38,16 @@ DEVICES = 1, 2, 4  # simulated ones, on which a step is timed
 PODS = {'v5e-256': ('TPU v5 lite', 256), '8 H100': ('NVIDIA H100 80GB HBM3', 8)}
 
 
-def scale_table(networks: Sequence[str] = SCALE_NETWORKS) -> list[dict[str, Any]]:
+def scale_table() -> list[dict[str, Any]]:
   """Computes what data parallelism costs, for BatchNorm only and for all.
 
   Returns:
-    For each network and selection `bytes_reduced` (of the step compiled for two devices here),
+    For each of SCALE_NETWORKS and selection `bytes_reduced` (of the step compiled for two devices here),
     `flops_step` an image, and for each of PODS the `roofline` at a batch of 128 a device (32 for
     ImageNet).
   """
   rows = []
-  for network in networks:
+  for network in SCALE_NETWORKS:
     for selection in ('batchnorm', 'all'):
       config = default_config()
       config.update(network=network, train=selection, batch_size=2)

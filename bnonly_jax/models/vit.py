@@ -50,13 +50,11 @@ class ViT(nn.Module):
     blocks: how many.
     classes: number of logits.
     style: how it computes. Its norm `batch`, the default, means the network's own: LayerNorm.
-    patch: side of the patches in pixels; 0: 4 for images of less than 64 pixels, 16 for others.
   """
   features: int
   blocks: int = 12
   classes: int = 1000
   style: layers.Style = layers.Style()
-  patch: int = 0
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -67,7 +65,7 @@ class ViT(nn.Module):
     """
     norm = 'layer_channels' if self.style.norm == 'batch' else self.style.norm
     parts = layers.parts(self.style._replace(norm=norm), train, epsilon=EPSILON)
-    patch = self.patch or (4 if min(images.shape[1:3]) < 64 else 16)
+    patch = 4 if min(images.shape[1:3]) < 64 else 16
     if any(side % patch for side in images.shape[1:3]):
       raise UserError(f'config.network is a vit with patches of {patch}x{patch}, and the images'
                       f' have {images.shape[1]}x{images.shape[2]} pixels; allowed are multiples of'

@@ -83,7 +83,7 @@ def test_every_network_has_features_of_its_relus(name, kind):
   variables = models.variable_shapes(network, (32, 32, 3))
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
   fired, outputs = jax.eval_shape(
-      lambda v, x: activations._told(network, v, x), variables, images)
+      lambda v, x: activations._told(network, v, x, 'output'), variables, images)
   for layer, value in fired.items():
     assert outputs[layer].shape[-1:] == value.shape[1:], layer
   channels = variables['params']['output']['kernel'].shape[0]
