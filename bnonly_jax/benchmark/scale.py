@@ -42,9 +42,9 @@ def scale_table() -> list[dict[str, Any]]:
   """Computes what data parallelism costs, for BatchNorm only and for all.
 
   Returns:
-    For each of SCALE_NETWORKS and selection `bytes_reduced` (of the step compiled for two devices here),
-    `flops_step` an image, and for each of PODS the `roofline` at a batch of 128 a device (32 for
-    ImageNet).
+    For each of SCALE_NETWORKS and selection `bytes_reduced` (of the step compiled for two devices
+    here), `flops_step` an image, and for each of PODS the `roofline` at a batch of 128 a device (32
+    for ImageNet).
   """
   rows = []
   for network in SCALE_NETWORKS:
