@@ -50,9 +50,9 @@ _EXAMPLES = flags.DEFINE_list(
     'examples', [], 'page: JPEG and PNG files to choose from on it, with commas in between.')
 
 
-# By flag, the topics that read it.
-_READ = {_DTYPE: ('seed',), _INCLUDE_FROZEN: ('seed',), _EXAMPLES: ('page',),
-         _THRESHOLD: ('compact', 'onnx', 'stablehlo', 'page')}
+# Flags that only some topics read.
+_READ = ((_DTYPE, ('seed',)), (_INCLUDE_FROZEN, ('seed',)), (_EXAMPLES, ('page',)),
+         (_THRESHOLD, ('compact', 'onnx', 'stablehlo', 'page')))
 
 
 def _missing() -> str:
@@ -74,7 +74,7 @@ def main(topic: str) -> None:
   from bnonly_jax.export import seed
   from bnonly_jax.export import stablehlo
   from bnonly_jax.export import torch_names
-  for flag, topics in _READ.items():
+  for flag, topics in _READ:
     if flag.present and topic not in topics:
       raise UserError(f'--{flag.name} is of {" and ".join(topics)}; leave it out with {topic}.')
   if _NETWORK.value and topic == 'seed':

@@ -364,6 +364,7 @@ def test_a_wrong_folder_or_step_is_told(workdir, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--workdir=no/such'], 'there is no such folder'),
+    (['--workdir=no/such', '--sharpness_images=8'], '--sharpness_images is of --sharpness'),
     (['runs/digits'], "'runs/digits' is no flag. Write --FLAG=VALUE")])
 def test_a_mistake_is_one_line(arguments, message):
   done = subprocess.run([sys.executable, '-m', 'bnonly_jax.analysis', *arguments], cwd=ROOT,

@@ -165,7 +165,9 @@ def test_what_is_no_picture_is_no_example(tmp_path):
     (['seed', '--output=net.bnonly', '--network=y'], 'seed takes --workdir=DIR'),
     (['page', '--output=page.html', '--network=nowhere.bnonly'], 'there is no such file'),
     (['page', '--output=page.html', '--workdir=nowhere'], 'there is no such folder'),
-    (['page', '--output=page.html', '--network=.'], 'there is no such file')])
+    (['page', '--output=page.html', '--network=.'], 'there is no such file'),
+    (['torch', '--output=net.pt', '--workdir=x', '--threshold=0.1'], 'compact and onnx and'),
+    (['compact', '--output=net', '--workdir=x', '--dtype=bfloat16'], '--dtype is of seed; leave')])
 def test_mistakes_are_one_line(words, message, tmp_path):
   done = subprocess.run([sys.executable, '-m', 'bnonly_jax.export', *words], cwd=tmp_path,
                         capture_output=True, text=True, check=False,
