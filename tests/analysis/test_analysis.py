@@ -327,6 +327,13 @@ def test_a_network_without_norms_has_its_relus_analysed(data_dir, tmp_path, caps
   assert [p.name for p in tmp_path.glob('analysis*.png')] == ['analysis_relus.png']
 
 
+def test_norms_without_beta_are_drawn_by_their_gamma(data_dir, tmp_path):
+  write_run(tiny_config(data_dir, norm='rms'), tmp_path, 0.5)
+  found = analysis.analyse(tmp_path)
+  assert found['beta'] is None and len(found['gamma']['layers']) == 9
+  assert (tmp_path / 'analysis_gamma_beta_by_layer.png').exists()
+
+
 def test_the_analysis_is_written_whole(result):
   folder, found = result
   assert json.loads((folder / 'analysis.json').read_text()) == found

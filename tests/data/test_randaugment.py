@@ -7,6 +7,9 @@ from PIL import ImageEnhance
 from PIL import ImageOps
 import pytest
 
+from bnonly_jax.config import default_config
+from bnonly_jax.config import UserError
+from bnonly_jax.data import augment
 from bnonly_jax.data import randaugment
 from bnonly_jax.data.randaugment import OPERATIONS
 
@@ -82,3 +85,12 @@ def test_every_operation_is_drawn_and_one_after_the_other():
   # Seven operations have two sides (colour and translations count as such), three have one.
   assert len(np.unique(once.reshape(600, -1), axis=0)) == 1 + 2 * 9 + 3
   assert len(np.unique(twice.reshape(600, -1), axis=0)) > 100
+
+
+def test_it_is_for_grey_and_colour():
+  config = default_config()
+  config.data.augment = 'randaugment'
+  for channels in (1, 3):
+    assert augment.preparation(config, (8, 8, channels)).operations == 2
+  with pytest.raises(UserError, match='which is for 1 or 3 channels and not 4'):
+    augment.preparation(config, (8, 8, 4))
