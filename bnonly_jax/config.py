@@ -63,7 +63,7 @@ def default_config() -> ml_collections.ConfigDict:
   config.norm_start = 'uniform'
   # What to start from instead. WORKDIR[@STEP]: the parameters and BatchNorm statistics that another
   # run has in its folder, at its newest or the given checkpoint. Or a PyTorch state dict: a .npz,
-  # .safetensors, .pt or .pth file with the names of open_lth's networks or torchvision's ResNets.
+  # .safetensors, .pt or .pth file with the names of open_lth's, torchvision's or other public code.
   config.init_from = ''
   # Initial values, order of the images and augmentation follow from the seed and nothing else.
   config.seed = 0
@@ -107,7 +107,7 @@ def default_config() -> ml_collections.ConfigDict:
   # a third more time, a fraction of the memory).
   config.remat = 'none'
   # How many of a stage's equal residual blocks one turn of the loop over them holds; 0: chosen by
-  # backend and depth. Changes time, memory and rounding only.
+  # depth. Changes time, memory and rounding only.
   config.unroll = 0
 
   config.data = ml_collections.ConfigDict()

@@ -117,7 +117,7 @@ def build(config: ml_collections.ConfigDict, info: data.Info | None = None,
   models.create(config.network, 1)
   augment.named(config)
   info = info or data.find(config)
-  info = info._replace(train_images=round(config.data.subsample * info.train_images))
+  info = data.in_use(config, info)
   # Each process feeds one slice of a batch, to devices that lie side by side.
   devices = tuple(sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id)))
   target = steps.Target(devices, backend or devices[0].platform, config.matmul_precision)

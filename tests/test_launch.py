@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 
-import conftest
 import pytest
+from test_main import environment
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 # Records its arguments, and answers with the first that is left for such arguments.
@@ -260,7 +260,7 @@ def test_the_gpu_benchmark_goes_on_after_a_failure_and_does_only_what_is_missing
 def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
   done = subprocess.run(
       [LAUNCH / 'benchmark_gpu.sh', tmp_path], capture_output=True, text=True, check=False,
-      env={**os.environ, 'XLA_FLAGS': conftest.XLA_FLAGS, 'PYTHON': sys.executable,
-           'NETWORKS': 'resnet8', 'DTYPES': 'float32', 'BATCH': '8', 'IMAGENET': ''})
+      env={**environment(), 'PYTHON': sys.executable, 'NETWORKS': 'resnet8', 'DTYPES': 'float32',
+           'BATCH': '8', 'IMAGENET': ''})
   assert done.returncode == 0, done.stdout
   assert list((tmp_path / 'trace/profile').rglob('perfetto_trace.json.gz'))

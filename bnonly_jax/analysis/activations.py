@@ -83,11 +83,11 @@ def _seen(loaded):
 
 
 def _output_path(run):
-  """The path of the output layer's module; '' if there is none."""
+  """The path of the output layer's module; None if there is none."""
   names = [name for name, known in run.parameters.items() if known.group == 'output']
   if any(name.startswith(f'{OUTPUT}/') for name in names):
     return OUTPUT
-  return names[0].rpartition('/')[0] if names else ''
+  return names[0].rpartition('/')[0] if names else None
 
 
 def _told(network, variables, images, output):
@@ -96,7 +96,7 @@ def _told(network, variables, images, output):
 
   def watch(call, arguments, keywords, context):
     if context.method_name == '__call__' and '/'.join(context.module.path) == output:
-      into_output.append(arguments[0])
+      into_output.extend(arguments[:1])
     return call(*arguments, **keywords)
 
   with nn.intercept_methods(watch):
@@ -108,8 +108,11 @@ def _told(network, variables, images, output):
       name.removesuffix(end): value for name, value in seen.items() if name.endswith(end)})
                     for end in ('/fired', '/__call__'))
   outputs.pop(output, None)  # the logits
-  # Ours tells what it has pooled.
-  (outputs[OUTPUT],) = jax.tree.leaves(told.get('features', into_output))
+  inputs = jax.tree.leaves(told.get('features', into_output))  # ours tells what it has pooled
+  if len(inputs) != 1:
+    raise UserError(f'the network has {len(inputs)} inputs of an output layer; needed is one: its'
+                    ' last dense layer, called once. docs/networks.md says which one that is.')
+  (outputs[OUTPUT],) = inputs
   return fired, outputs
 
 

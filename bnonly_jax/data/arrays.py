@@ -10,6 +10,7 @@ from bnonly_jax.config import require
 from bnonly_jax.config import UserError
 from bnonly_jax.data import resident
 from bnonly_jax.data.sets import Images
+from bnonly_jax.data.sets import in_use
 from bnonly_jax.data.sets import Info
 
 NAME = 'arrays'  # config.data.name of a run on them
@@ -75,7 +76,7 @@ def named(config: ml_collections.ConfigDict, info: Info) -> ml_collections.Confi
             config.data[field] == allowed)
   require(config, 'data.test_split', "test or '' with arrays",
           config.data.test_split in ('', 'test'))
-  used = info._replace(train_images=round(config.data.subsample * info.train_images))
+  used = in_use(config, info)
   if not resident.is_resident(config, used):
     size = resident.size(config, used) / 2**30
     raise UserError(f'train_set and test_set take {size:.1f} GiB on each device, more than'

@@ -62,9 +62,10 @@ def preparation(config: ml_collections.ConfigDict,
     UserError: as `named`, or randaugment is for images of 1 or 3 channels.
   """
   found = named(config)
-  if image_shape[2] not in (1, 3):
-    config_lib.require(config, 'data.augment', 'what does without randaugment, which is for 1 or 3'
-                       f' channels and not {image_shape[2]}', 'randaugment' not in found)
+  channels = image_shape[2]
+  config_lib.require(config, 'data.augment',
+                     f'without randaugment, which is for 1 or 3 channels and not {channels}',
+                     'randaugment' not in found or channels in (1, 3))
   operations, magnitude = found.get('randaugment', (0, 0.0))
   half = (min(image_shape[:2]) // 2,)
   return device.Preparation(

@@ -266,6 +266,18 @@ def form(config: ml_collections.ConfigDict, info: Info) -> decode.Form:
                      tuple(config.data.crop_area), tuple(config.data.crop_ratio))
 
 
+def in_use(config: ml_collections.ConfigDict, info: Info) -> Info:
+  """Returns a data set with as many training images as config.data.subsample leaves."""
+  return info._replace(train_images=round(config.data.subsample * info.train_images))
+
+
+def _is_there(config):
+  name = config.data.name
+  if name.startswith('folder:'):
+    return pathlib.Path(name.removeprefix('folder:')).expanduser().exists()
+  return name == 'digits' or newest_version(name, directory(config.data.dir)) is not None
+
+
 def find_or_assume(config: ml_collections.ConfigDict) -> tuple[Info, bool]:
   """Looks up the data set; one that is not there has CIFAR-10's size, or for networks made for
   ImageNet that one's, and the pixels and channels that config.data asks for.
@@ -276,10 +288,7 @@ def find_or_assume(config: ml_collections.ConfigDict) -> tuple[Info, bool]:
   Raises:
     UserError: it is there, and `find` refuses it.
   """
-  name = config.data.name
-  kind, _, path = name.partition(':')
-  if name == 'digits' or (pathlib.Path(path).expanduser().exists() if kind == 'folder' and path else
-                          newest_version(name, directory(config.data.dir))):
+  if _is_there(config):
     return find(config), True
   side = models.image_size(config.network)
   large, size = side > 32, config.data.image_size or side

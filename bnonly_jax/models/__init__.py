@@ -7,7 +7,6 @@ import flax.linen as nn
 from bnonly_jax.config import UserError
 from bnonly_jax.models import public
 from bnonly_jax.models.cifar_resnet import CifarResNet
-from bnonly_jax.models.cifar_vgg import CifarVGG
 from bnonly_jax.models.cifar_vgg import GROUPS
 from bnonly_jax.models.imagenet_resnet import ImageNetResNet
 from bnonly_jax.models.imagenet_resnet import STAGES
@@ -51,15 +50,12 @@ def create(name: str, classes: int, style: Style = Style()) -> nn.Module:  # noq
   """
   if is_own(name):
     return create_own(name, classes)
-  match = re.fullmatch(r'(cifar_resnet|imagenet_resnet|cifar_vgg)(\d+)(?:x([1-9]\d*))?', name)
+  match = re.fullmatch(r'(cifar_resnet|imagenet_resnet)(\d+)(?:x([1-9]\d*))?', name)
   family, depth, factor = (match[1], int(match[2]), int(match[3] or 1)) if match else ('', 0, 1)
   if family == 'cifar_resnet' and depth >= 8 and depth % 6 == 2:
     return CifarResNet((depth - 2) // 6, 16 * factor, classes, style)
   if family == 'imagenet_resnet' and depth in STAGES:
     return ImageNetResNet(depth, 64 * factor, classes, style)
-  if family == 'cifar_vgg' and depth in GROUPS and not match[3]:
-    public.require_style(name, style, residual=False)
-    return CifarVGG(depth, classes, style)
   network = public.create(name, classes, style)
   if network:
     return network

@@ -12,6 +12,8 @@ from bnonly_jax.models import simplenet
 from bnonly_jax.models import vit
 from bnonly_jax.models import vovnet
 from bnonly_jax.models.cifar_resnet import CifarResNet
+from bnonly_jax.models.cifar_vgg import CifarVGG
+from bnonly_jax.models.cifar_vgg import GROUPS
 from bnonly_jax.models.inception_v4 import InceptionV4
 from bnonly_jax.models.layers import Style
 
@@ -23,6 +25,8 @@ _RS = '|'.join(map(str, imagenet_resnetrs.STAGES))
 _NETWORKS = (
     (r'cifar_resnet_([1-9]\d*)-([1-9]\d*)-([1-9]\d*)(?:x([1-9]\d*))?', lambda match, *rest:
      CifarResNet(tuple(map(int, match.groups()[:3])), 16 * int(match[4] or 1), *rest), True, 32),
+    (rf'cifar_vgg({"|".join(map(str, GROUPS))})', lambda match, *rest:
+     CifarVGG(int(match[1]), *rest), False, 32),
     (r'simplenet_(310k|460k|5m)', lambda match, *rest:
      simplenet.SimpleNet(simplenet.CHANNELS[match[1]], *rest), False, 32),
     (r'vit_(tiny|small)', lambda match, *rest:
@@ -53,17 +57,12 @@ def create(name: str, classes: int, style: Style) -> nn.Module | None:
   for expression, make, residual, _ in _NETWORKS:
     match = re.fullmatch(expression, name)
     if match:
-      require_style(name, style, residual)
+      _check(name, style, residual)
       return make(match, classes, style)
   return None
 
 
-def require_style(name: str, style: Style, residual: bool) -> None:
-  """Checks that a network, with residual blocks of ours or without, has what a style asks for.
-
-  Raises:
-    UserError: it has not.
-  """
+def _check(name, style, residual):
   def refuse(field, value, why, allowed):
     raise UserError(f'config.{field} is {value!r}, and config.network {name!r} has {why}; allowed'
                     f' is {allowed}. Set --config.{field}={allowed.partition(" ")[0]}')

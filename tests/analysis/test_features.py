@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from conftest import write_run
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -218,3 +219,14 @@ def test_the_program_compares_and_probes(folders, tmp_path):
   wrong = call('--cka=no/such')
   (line,) = wrong.stderr.splitlines()
   assert wrong.returncode == 1 and line.startswith('error: --cka=no/such: there is no such folder')
+
+
+def test_a_network_without_an_output_layer_has_nothing_that_goes_into_it():
+  class Mean(nn.Module):
+    @nn.compact
+    def __call__(self, images, train):
+      return images.mean((1, 2))
+
+  images = jax.ShapeDtypeStruct((2, 8, 8, 10), np.float32)
+  with pytest.raises(UserError, match='has 0 inputs of an output layer; needed is one'):
+    jax.eval_shape(lambda x: activations._told(Mean(), {}, x, None), images)

@@ -79,7 +79,7 @@ def test_a_damaged_file_is_named(tmp_path, name):
   for text in (whole[:len(whole) // 2], '', '[]' if name == 'config.json' else '{}'):
     (folder / name).write_text(text)
     assert look() == ('failed', True, None), text
-    (folder / name).write_text(whole)
+  (folder / name).write_text(whole)
   (folder / 'metrics.jsonl').write_text('{}\n{}\n')
   there = runs_lib.progress(run)
   assert there.state == 'failed' and there.damage.startswith(f'{folder / "metrics.jsonl"} is dam')
