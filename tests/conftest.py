@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from PIL import Image
 import pytest
+from tiny import tiny_config
 
 from bnonly_jax import command_line
 from bnonly_jax import data
@@ -189,3 +190,10 @@ def data_dir(tmp_path_factory):
   root = tmp_path_factory.mktemp('data')
   prepare.prepare('digits', str(root))
   return root
+
+
+@pytest.fixture(scope='module')
+def tiny_run(data_dir, tmp_path_factory):
+  """Folder and result of a run that has ended; tests leave both as they are."""
+  workdir = tmp_path_factory.mktemp('run')
+  return workdir, train.train_and_evaluate(tiny_config(data_dir), workdir)

@@ -6,7 +6,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from test_train import tiny_config
+from tiny import tiny_config
 
 import bnonly_jax
 from bnonly_jax import analysis

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import describe
 from bnonly_jax.config import default_config

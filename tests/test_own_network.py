@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from test_train import last_state
-from test_train import tiny_config
-from test_train import without_times
+from tiny import last_state
+from tiny import tiny_config
+from tiny import without_times
 
 from bnonly_jax import analysis
 from bnonly_jax import describe

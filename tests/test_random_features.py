@@ -5,7 +5,7 @@ from etils import epath
 import jax
 import numpy as np
 import pytest
-from test_train import tiny_config
+from tiny import tiny_config
 
 import bnonly_jax
 from bnonly_jax import analysis

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 import pytest
-from test_train import last_state
-from test_train import tiny_config
+from tiny import last_state
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import experiment

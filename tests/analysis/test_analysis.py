@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_main import environment
 from test_main import ROOT
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import experiment

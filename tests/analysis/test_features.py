@@ -13,7 +13,7 @@ from test_analysis import by_hand
 from test_analysis import images_of_the_test
 from test_main import environment
 from test_main import ROOT
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import experiment

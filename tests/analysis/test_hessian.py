@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import experiment

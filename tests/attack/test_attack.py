@@ -6,7 +6,7 @@ from conftest import write_run
 import flax.linen as nn
 import numpy as np
 import pytest
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import attack

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import data

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
-from test_train import tiny_config
+from tiny import tiny_config
 
 from bnonly_jax import analysis
 from bnonly_jax import train

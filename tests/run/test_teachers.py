@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 from test_origin import leave
-from test_train import last_state
-from test_train import tiny_config
-from test_train import without_times
+from tiny import last_state
+from tiny import tiny_config
+from tiny import without_times
 
 from bnonly_jax import describe
 from bnonly_jax import experiment
