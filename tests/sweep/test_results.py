@@ -59,3 +59,13 @@ def test_kept_networks_load(file):
       result['network'], result['steps'], result['seed'])
   some = result['trained_parameters'] < result['parameters']  # a file of all does not say
   assert trained.trained_parameters == (result['trained_parameters'] if some else None)
+
+
+@pytest.mark.parametrize('images, folder', [
+    ('as they are', ''), ('once more at quality 75', 'jpeg_again/q75'),
+    ('once more at quality 30', 'jpeg_again/q30')])
+def test_the_jpeg_table_is_that_of_the_runs_that_are_kept(images, folder):
+  row = next(row for row in tables(ROOT / 'RESULTS.md') if row.get('images') == images)
+  for line in ('all', 'BatchNorm'):
+    result = reading.values(KEPT / folder / f'cifar_resnet14-{line.lower()}/seed0/result.json')
+    assert float(row[line]) == pytest.approx(100 * result['test_accuracy'], abs=0.051), line
