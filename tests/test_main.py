@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 import pytest
 
 from bnonly_jax import command_line
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -167,7 +167,7 @@ def same_run(one, other):
   """Whether two workdirs hold equal metrics and results, times aside."""
   def lines(workdir):
     return [{k: v for k, v in line.items() if not k.startswith('time_')}
-            for line in metrics.read(workdir)]
+            for line in reading.lines(workdir)]
 
   def result(workdir):
     values = json.loads((workdir / 'result.json').read_text())

@@ -24,8 +24,8 @@ from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.export import network
 from bnonly_jax.models import own as own_lib
-from bnonly_jax.run import metrics
 from bnonly_jax.run import origin
+from bnonly_jax.run import reading
 from bnonly_jax.sweep import runs as runs_lib
 from bnonly_jax.sweep.config import Point
 from bnonly_jax.sweep.config import sweep
@@ -98,7 +98,7 @@ def test_it_trains_and_a_killed_run_ends_with_the_same_bits(own, data_dir, tmp_p
   for a, b in zip(last_state(tmp_path / 'killed'), last_state(tmp_path / 'whole'), strict=True):
     np.testing.assert_array_equal(a, b)
   assert result['network'] == 'own_file:make' and result['trained_parameters'] == 2 * 8 + 2 * 8 + 90
-  assert result['test_loss'] < metrics.read(tmp_path / 'whole')[0]['test_loss']
+  assert result['test_loss'] < reading.lines(tmp_path / 'whole')[0]['test_loss']
   # Of the stack only block 2 has moved.
   loaded = analysis.load(tmp_path / 'whole')
   start = masks.flatten(experiment.draw_variables(loaded.experiment, 0)['params'])

@@ -16,7 +16,7 @@ from bnonly_jax import experiment
 from bnonly_jax import masks
 from bnonly_jax import train
 from bnonly_jax.config import UserError
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_each_replicate_is_the_run_alone(runs):
 
 
 def test_lines_hold_the_means_and_evaluations_what_they_are_of(runs):
-  both, *alone = (metrics.read(runs / name) for name in ('both', '3', '4'))
+  both, *alone = (reading.lines(runs / name) for name in ('both', '3', '4'))
   for line, *lines in zip(both, *alone, strict=True):
     lists = {name: line.pop(name) for name in list(line) if isinstance(line[name], list)}
     assert list(line) == list(lines[0]) and len(lists) == (3 if 'test_loss' in line else 0)
@@ -107,7 +107,7 @@ def test_one_that_diverges_stops_all_and_is_seen(data_dir, tmp_path, monkeypatch
   monkeypatch.setattr(experiment, 'start', start)
   result = train.train_and_evaluate(tiny_config(data_dir, replicates=2, epochs=1), tmp_path)
   assert result['diverged_step'] == 1
-  (line,) = metrics.read(tmp_path)
+  (line,) = reading.lines(tmp_path)
   assert line['test_loss'] is None and line['test_losses'][0] > 0 and line['test_losses'][1] is None
   assert [one['test_accuracy'] for one in result['replicates']] == [None, None]
 

@@ -17,6 +17,7 @@ from bnonly_jax.config import UserError
 from bnonly_jax.run import checkpoint
 from bnonly_jax.run import metrics
 from bnonly_jax.run import processes
+from bnonly_jax.run import reading
 
 
 def test_the_workdir_holds_all_of_the_run(tiny_run):
@@ -43,14 +44,15 @@ def test_the_result_says_what_was_run_and_what_came_out(tiny_run):
   assert (result['parameters'], result['trained_parameters']) == (77754, 672)
   assert (result['data'], result['train_images'], result['test_images']) == ('digits', 1437, 360)
   assert result['versions']['jax'] == jax.__version__ and result['device_kind'] == 'cpu'
-  assert result['seconds'] == sum(line.get('time_seconds', 0) for line in metrics.read(workdir)) > 0
+  lines = reading.lines(workdir)
+  assert result['seconds'] == sum(line.get('time_seconds', 0) for line in lines) > 0
   names = ('seed', 'test_loss', 'test_accuracy', 'test_top5_accuracy', 'untrained_test_accuracy')
   assert result['replicates'] == [{name: result[name] for name in names}]
 
 
 def test_the_metrics_are_all_there(tiny_run):
   workdir, result = tiny_run
-  lines = metrics.read(workdir)
+  lines = reading.lines(workdir)
   assert [(line['step'], 'test_loss' in line) for line in lines] == [
       (0, True), (2, False), (4, False), (5, False), (5, True), (7, False), (9, False), (10, False),
       (10, True)]
@@ -143,7 +145,7 @@ def test_a_diverged_run_stops_and_says_so(data_dir, tmp_path, capsys):
   assert result == json.loads((tmp_path / 'result.json').read_text())
   step = result['diverged_step']
   assert result['diverged'] and result['test_loss'] is None and 1 <= step < 12
-  lines = metrics.read(tmp_path)
+  lines = reading.lines(tmp_path)
   assert lines[-1]['step'] <= step  # a step of finite loss can leave a state that is not
   assert all(line.get('train_loss', 0.0) is not None for line in lines)
   kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
@@ -179,11 +181,11 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
   fields = {'epochs': 1, 'batch_size': 64, 'log_every': 5, 'checkpoint_every_steps': 7,
             'checkpoint_keep': 9, 'optimizer.learning_rate': 1e-4}
   train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / '1')
-  expected, state = without_times(metrics.read(tmp_path / '1')), last_state(tmp_path / '1')
+  expected, state = without_times(reading.lines(tmp_path / '1')), last_state(tmp_path / '1')
   config = tiny_config(data_dir, steps_per_call=3, **fields)
   assert train.train_and_evaluate(config, tmp_path / '1')['steps'] == 22  # the same experiment
   train.train_and_evaluate(config, tmp_path / 'cpu')  # where each step stays a call
-  assert without_times(metrics.read(tmp_path / 'cpu')) == expected
+  assert without_times(reading.lines(tmp_path / 'cpu')) == expected
   for a, b in zip(last_state(tmp_path / 'cpu'), state, strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -191,7 +193,7 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
   build = functools.partial(experiment.build, backend='gpu')
   monkeypatch.setattr(train.experiment, 'build', build)
   train.train_and_evaluate(tiny_config(data_dir, **fields), tmp_path / 'single')
-  expected = without_times(metrics.read(tmp_path / 'single'))
+  expected = without_times(reading.lines(tmp_path / 'single'))
   state = last_state(tmp_path / 'single')
   with monkeypatch.context() as patch:
     patch.setattr(metrics.TrainLog, 'add', lambda log, step, values: (
@@ -199,7 +201,7 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
     train.train_and_evaluate(config, tmp_path / '3')
   # Lines after 5, 10, 15, 20 and 22 steps of an epoch, checkpoints after 7, 14 and 21.
   assert [number for _, number in calls] == [3, 1, 1, 1, 1, 3, 3, 1, 1, 3, 1, 1, 1, 1]
-  lines = without_times(metrics.read(tmp_path / '3'))
+  lines = without_times(reading.lines(tmp_path / '3'))
   assert [(line['step'], *line) for line in lines] == [(line['step'], *line) for line in expected]
   for line, other in zip(lines, expected, strict=True):
     assert line == pytest.approx(other, rel=1e-4)
@@ -216,7 +218,7 @@ def test_steps_per_call_changes_when_the_host_works_and_nothing_else(data_dir, t
   saved = sorted(int(p.name) for p in (tmp_path / 'killed/checkpoints').iterdir())
   assert saved == [7, 13]
   train.train_and_evaluate(config, tmp_path / 'killed')
-  assert without_times(metrics.read(tmp_path / 'killed')) == lines
+  assert without_times(reading.lines(tmp_path / 'killed')) == lines
   for a, b in zip(last_state(tmp_path / 'killed'), last_state(tmp_path / '3'), strict=True):
     np.testing.assert_array_equal(a, b)
 

@@ -77,7 +77,7 @@ class Writer:
                on_metrics: Callable[[int, dict[str, Any]], None] | None = None):
     self._on_metrics = on_metrics
     workdir = epath.Path(workdir)
-    kept = [line for line in read(workdir) if start_step and line['step'] <= start_step]
+    kept = [line for line in reading.lines(workdir) if start_step and line['step'] <= start_step]
     if (workdir / 'tensorboard').exists():
       (workdir / 'tensorboard').rmtree()
     self._events = tensorboardX.SummaryWriter(os.fspath(workdir / 'tensorboard'))
@@ -126,12 +126,7 @@ def _finite(value):
 
 def evaluated(workdir: epath.Path, step: int) -> bool:
   """Whether metrics.jsonl has the evaluation after a step."""
-  return any(line['step'] == step and 'test_accuracy' in line for line in read(workdir))
-
-
-def read(workdir: epath.Path) -> list[dict[str, Any]]:
-  """Returns the lines of metrics.jsonl; as `reading.lines`."""
-  return reading.lines(workdir)
+  return any(line['step'] == step and 'test_accuracy' in line for line in reading.lines(workdir))
 
 
 class TrainLog:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bnonly_jax import masks
 from bnonly_jax import models
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 
 # Okabe and Ito's colours, which people of any colour vision tell apart.
 BLUE, ORANGE, GREY = '#0072B2', '#E69F00', '#999999'
@@ -51,7 +51,7 @@ def gammas(parameters: dict[str, models.Parameter], trainable: Any, frozen: Any)
 
 def accuracy_over_epochs(workdir: epath.Path, title: str) -> None:
   """Draws training and test accuracy as metrics.jsonl has them."""
-  lines = metrics.read(workdir)
+  lines = reading.lines(workdir)
   figure, axes = pyplot().subplots(figsize=(6, 4), layout='constrained')
   for key, label, colour in (('train_accuracy', 'training batches, augmented', ORANGE),
                              ('test_accuracy', 'test', BLUE)):

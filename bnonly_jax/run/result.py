@@ -14,6 +14,7 @@ from bnonly_jax import masks
 from bnonly_jax.experiment import Experiment
 from bnonly_jax.run import metrics
 from bnonly_jax.run import plots
+from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 
 # What an evaluation sums up, and what metrics and result call the mean over images: that of all
@@ -68,7 +69,7 @@ def conclude(experiment: Experiment, workdir: epath.Path, diverged_step: int | N
   plots.accuracy_over_epochs(workdir, title(experiment))
   if start_gammas.size:
     plots.gamma_histogram(workdir, start_gammas, end_gammas, title(experiment))
-  lines = metrics.read(workdir)
+  lines = reading.lines(workdir)
   start = next((x for x in lines if x['step'] == 0), {})  # lost, if someone edits the file
   final = {} if diverged_step else next(x for x in lines if x['step'] == experiment.total_steps
                                         and 'test_accuracy' in x)

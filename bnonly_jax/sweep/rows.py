@@ -12,7 +12,7 @@ import numpy as np
 from bnonly_jax.config import flat
 from bnonly_jax.config import FREE
 from bnonly_jax.config import UserError
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 from bnonly_jax.sweep import config as sweep_config
 from bnonly_jax.sweep import paper
 from bnonly_jax.sweep import runs as runs_lib
@@ -117,7 +117,7 @@ def _of_run(run, progress, panel):
   if panel == 'train_accuracy':
     if run.config.replicates > 1:
       return []  # the lines have the mean over them
-    lines = [line for line in metrics.read(run.workdir) if 'train_accuracy' in line]
+    lines = [line for line in reading.lines(run.workdir) if 'train_accuracy' in line]
     steps = np.diff([0, *(line['step'] for line in lines)])  # that each line is the mean of
     weights = steps * [line['epoch'] > result['epochs'] - 1 for line in lines]
     return [{None: 100 * float(np.average([line['train_accuracy'] for line in lines],

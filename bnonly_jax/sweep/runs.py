@@ -12,7 +12,6 @@ import ml_collections
 
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
-from bnonly_jax.run import metrics
 from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 from bnonly_jax.sweep import config as sweep_config
@@ -158,7 +157,7 @@ def progress(run: Run) -> Progress:
   """Looks up how far a run is."""
   steps, seconds, damage, version, shorter = 0, 0.0, '', None, ()
   try:
-    lines = metrics.read(run.workdir) if run.workdir.exists() else []
+    lines = reading.lines(run.workdir) if run.workdir.exists() else []
     steps = max((line['step'] for line in lines), default=0)
     seconds = sum(line.get('time_seconds') or 0 for line in lines)
     there, result = _held(run)

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-import test_train
+from tiny import tiny_config
+from tiny import without_times
 
 from bnonly_jax import analysis
 from bnonly_jax import experiment
@@ -10,7 +11,7 @@ from bnonly_jax import train
 from bnonly_jax.config import default_config
 from bnonly_jax.config import UserError
 from bnonly_jax.data import arrays
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 
 
 def split(number=4, shape=(8, 8, 1), classes=2):
@@ -44,12 +45,8 @@ def test_what_is_no_data_set_is_told(train_set, test_set, message):
     arrays.given(train_set, test_set)
 
 
-run = test_train.run  # the fixture
-
-
-def test_a_run_on_arrays_is_that_on_the_same_images_by_name(run, data_dir, tmp_path):
-  """`run` is test_train's, on digits."""
-  config = test_train.tiny_config(data_dir)
+def test_a_run_on_arrays_is_that_on_the_same_images_by_name(tiny_run, data_dir, tmp_path):
+  config = tiny_config(data_dir)
   source = experiment.open_source(experiment.build(config))
   shape = (8, 8, 1)
   train_set, test_set = (
@@ -57,10 +54,10 @@ def test_a_run_on_arrays_is_that_on_the_same_images_by_name(run, data_dir, tmp_p
       for one in (source.train_set, source.test_set))
   result = train.train_and_evaluate(config, tmp_path, train_set=train_set, test_set=test_set)
   same = ('test_accuracy', 'test_loss', 'untrained_test_accuracy', 'parameters', 'train_images')
-  assert {name: result[name] for name in same} == {name: run[1][name] for name in same}
+  assert {name: result[name] for name in same} == {name: tiny_run[1][name] for name in same}
   assert result['data'] == 'arrays'
-  lines = [metrics.read(workdir) for workdir in (tmp_path, run[0])]
-  assert test_train.without_times(lines[0]) == test_train.without_times(lines[1])
+  lines = [reading.lines(workdir) for workdir in (tmp_path, tiny_run[0])]
+  assert without_times(lines[0]) == without_times(lines[1])
   # The same arrays again are the same run; others are another, and a command line has none.
   train.train_and_evaluate(config, tmp_path, train_set=train_set, test_set=test_set)
   changed = train_set[0] ^ 1, train_set[1]

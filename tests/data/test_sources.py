@@ -22,7 +22,7 @@ from bnonly_jax.data import records
 from bnonly_jax.data import resident
 from bnonly_jax.data import sets
 from bnonly_jax.data import streamed
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 
 STEPS = 7  # over the border of two epochs
 
@@ -231,7 +231,7 @@ def test_a_streamed_run_ends_with_the_same_bits_after_a_kill(folder, tmp_path):
   result = train.train_and_evaluate(config, tmp_path / 'killed')
   assert result['test_loss'] == expected['test_loss'] and result['test_images'] == 11
   lines = [[{k: v for k, v in line.items() if not k.startswith('time')}
-            for line in metrics.read(tmp_path / name)] for name in ('straight', 'killed')]
+            for line in reading.lines(tmp_path / name)] for name in ('straight', 'killed')]
   assert lines[0] == lines[1] and len(lines[0]) == 13
 
 

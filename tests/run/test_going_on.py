@@ -17,7 +17,7 @@ from tiny import without_times
 from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.data import batches
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 
 
@@ -25,11 +25,11 @@ def test_a_tracker_is_told_every_line_and_after_a_kill_those_that_are_written_ag
     data_dir, tmp_path):
   config, told = tiny_config(data_dir, epochs=1, log_every=1), []
   train_and_die(config, tmp_path, at_step=4)
-  before = metrics.read(tmp_path)
+  before = reading.lines(tmp_path)
   train.train_and_evaluate(config, tmp_path,
                            on_metrics=lambda step, values: told.append({'step': step, **values}))
   assert before and without_times(told)[:len(before)] == without_times(before)  # no checkpoint
-  assert told == metrics.read(tmp_path)
+  assert told == reading.lines(tmp_path)
 
 
 def test_a_finished_run_says_so_and_keeps_its_files(tiny_run, data_dir, capsys):
@@ -47,7 +47,7 @@ def test_a_kill_between_a_line_and_the_next_checkpoint_writes_no_line_twice(data
   train_and_die(config, tmp_path / 'killed', 4)
   result = train.train_and_evaluate(config, tmp_path / 'killed')
   assert without_times([result]) == without_times([expected])
-  lines = [without_times(metrics.read(tmp_path / name)) for name in ('whole', 'killed')]
+  lines = [without_times(reading.lines(tmp_path / name)) for name in ('whole', 'killed')]
   assert lines[0] == lines[1]
 
 
@@ -86,7 +86,7 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bits(tiny_run, data_dir, tmp_
   result = train.train_and_evaluate(tiny_config(data_dir), tmp_path)
   workdir, expected = tiny_run
   assert without_times([result]) == without_times([expected])
-  assert without_times(metrics.read(tmp_path)) == without_times(metrics.read(workdir))
+  assert without_times(reading.lines(tmp_path)) == without_times(reading.lines(workdir))
   for a, b in zip(last_state(tmp_path), last_state(workdir), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -178,8 +178,8 @@ def test_more_epochs_go_on_from_the_end_and_keep_the_shorter_result(data_dir, tm
   longer = train.train_and_evaluate(config, tmp_path / 'run')
   straight = train.train_and_evaluate(config, tmp_path / 'straight')
   assert (longer['epochs'], longer['test_loss']) == (3, straight['test_loss'])
-  assert without_times(metrics.read(tmp_path / 'run')) == without_times(
-      metrics.read(tmp_path / 'straight'))
+  assert without_times(reading.lines(tmp_path / 'run')) == without_times(
+      reading.lines(tmp_path / 'straight'))
   assert json.loads((tmp_path / 'run/result_2_epochs.json').read_text()) == short
   with pytest.raises(UserError, match='epochs = 3 there and 2 here, which may only grow'):
     train.train_and_evaluate(tiny_config(data_dir, **{'optimizer.drops': ()}), tmp_path / 'run')

@@ -7,6 +7,7 @@ from bnonly_jax import train
 from bnonly_jax.run import checkpoint
 from bnonly_jax.run import lines
 from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 
 
@@ -34,7 +35,7 @@ def write(writer, *steps):
 def test_on_a_disk_a_line_is_there_at_once(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
   write(writer, 1, 2)
-  assert [line['step'] for line in metrics.read(tmp_path)] == [1, 2]
+  assert [line['step'] for line in reading.lines(tmp_path)] == [1, 2]
   writer.close()
 
 
@@ -47,7 +48,7 @@ def test_to_a_bucket_many_lines_go_at_once(tmp_path, uploads):
   write(writer, 4)
   writer.close()
   assert [len(text.splitlines()) for text in uploads] == [0, 3, 4]
-  assert [line['step'] for line in metrics.read(tmp_path)] == [1, 2, 3, 4]
+  assert [line['step'] for line in reading.lines(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_to_a_bucket_lines_go_while_training_goes_on(tmp_path, uploads, monkeypatch):
@@ -55,9 +56,9 @@ def test_to_a_bucket_lines_go_while_training_goes_on(tmp_path, uploads, monkeypa
   writer = metrics.Writer(tmp_path, 0)
   write(writer, 1)
   deadline = time.monotonic() + 10
-  while not metrics.read(tmp_path) and time.monotonic() < deadline:
+  while not reading.lines(tmp_path) and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert [line['step'] for line in metrics.read(tmp_path)] == [1]
+  assert [line['step'] for line in reading.lines(tmp_path)] == [1]
   writer.close()
 
 
@@ -79,7 +80,7 @@ def test_an_upload_that_fails_is_tried_again_and_told_where_it_counts(tmp_path, 
       writer.flush()
   writer.close()
   assert uploads.count('failed') >= 4
-  assert [line['step'] for line in metrics.read(tmp_path)] == [1]
+  assert [line['step'] for line in reading.lines(tmp_path)] == [1]
 
 
 def test_no_checkpoint_is_ahead_of_its_lines(data_dir, tmp_path, uploads, monkeypatch):
@@ -89,7 +90,7 @@ def test_no_checkpoint_is_ahead_of_its_lines(data_dir, tmp_path, uploads, monkey
   there, real = {}, checkpoint.save
 
   def save(checkpointer, step, *rest):
-    there[step] = [line['step'] for line in metrics.read(tmp_path)]
+    there[step] = [line['step'] for line in reading.lines(tmp_path)]
     return real(checkpointer, step, *rest)
 
   monkeypatch.setattr(checkpoint, 'save', save)

@@ -8,6 +8,7 @@ from tensorboardX.proto import event_pb2
 from bnonly_jax import masks
 from bnonly_jax.config import UserError
 from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 
 
 def test_lines_after_the_checkpoint_go_and_a_torn_one_too(tmp_path):
@@ -17,14 +18,14 @@ def test_lines_after_the_checkpoint_go_and_a_torn_one_too(tmp_path):
   writer.close()
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 30, "epo')
-  assert [line['step'] for line in metrics.read(tmp_path)] == [0, 10, 20]
+  assert [line['step'] for line in reading.lines(tmp_path)] == [0, 10, 20]
   writer = metrics.Writer(tmp_path, 10)
   writer.write(20, {'epoch': 2.0, 'test_loss': 0.5})
   writer.close()
-  assert [(line['step'], line['test_loss']) for line in metrics.read(tmp_path)] == [
+  assert [(line['step'], line['test_loss']) for line in reading.lines(tmp_path)] == [
       (0, 1.0), (10, 1.0), (20, 0.5)]
   metrics.Writer(tmp_path, 0).close()
-  assert metrics.read(tmp_path) == []
+  assert reading.lines(tmp_path) == []
 
 
 def test_a_line_is_the_mean_since_the_last(tmp_path):
@@ -39,7 +40,7 @@ def test_a_line_is_the_mean_since_the_last(tmp_path):
       log.flush()
   log.close()
   writer.close()
-  lines = metrics.read(tmp_path)
+  lines = reading.lines(tmp_path)
   # Every third step of an epoch and the epoch's last; step 3's line is written while step 4 runs.
   assert [(line['step'], line['train_loss']) for line in lines] == [(3, 2), (4, 4), (7, 6), (8, 8)]
   assert [line['epoch'] for line in lines] == [0.75, 1, 1.75, 2]
@@ -70,7 +71,7 @@ def test_what_is_not_finite_is_null(tmp_path):
   writer.write(1, {'train_loss': math.nan, 'test_loss': math.inf})
   writer.close()
   metrics.Writer(tmp_path, 1).close()
-  assert metrics.read(tmp_path) == [{'step': 1, 'train_loss': None, 'test_loss': None}]
+  assert reading.lines(tmp_path) == [{'step': 1, 'train_loss': None, 'test_loss': None}]
 
 
 def events(workdir):
@@ -120,7 +121,7 @@ def test_pending_metrics_go_on_in_the_next_line(tmp_path):
   second.flush()
   second.close()
   writer.close()
-  (line,) = metrics.read(tmp_path)
+  (line,) = reading.lines(tmp_path)
   expected = np.mean([np.float32(step / 3) for step in (1, 2, 3, 4)], dtype=np.float64)
   assert line['step'] == 4 and line['train_loss'] == expected
 
@@ -133,7 +134,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
     log.add(step, {'loss': np.float32(loss)})
   with pytest.raises(metrics.Diverged) as error:
     log.flush()
-  assert error.value.step == 4 and metrics.read(tmp_path) == []
+  assert error.value.step == 4 and reading.lines(tmp_path) == []
   log.close()
   writer.close()
 
@@ -150,4 +151,4 @@ def test_a_damaged_line_is_told_and_those_after_it_stay(tmp_path, damage, messag
   assert (tmp_path / 'metrics.jsonl').read_text() == text
   (tmp_path / 'metrics.jsonl').write_bytes(b'\xff\xfe')
   with pytest.raises(UserError, match='metrics.jsonl is damaged'):
-    metrics.read(tmp_path)
+    reading.lines(tmp_path)

@@ -17,8 +17,8 @@ from bnonly_jax import train
 from bnonly_jax.config import flat
 from bnonly_jax.config import UserError
 from bnonly_jax.run import checkpoint
-from bnonly_jax.run import metrics
 from bnonly_jax.run import origin as origin_lib
+from bnonly_jax.run import reading
 from bnonly_jax.run import trained
 from bnonly_jax.run import workdir as workdir_lib
 
@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_without_its_source_with_the_same_bits(chain, data_
   assert f'starts from step 5 of {tmp_path}/all (cifar_resnet8 on digits, training all)' in printed
   assert ('going on after step 3' in printed) == (at_step > 3)
   assert without_times([result]) == without_times([expected])
-  assert without_times(metrics.read(tmp_path / 'run')) == without_times(metrics.read(whole))
+  assert without_times(reading.lines(tmp_path / 'run')) == without_times(reading.lines(whole))
   for a, b in zip(last_state(tmp_path / 'run'), last_state(whole), strict=True):
     np.testing.assert_array_equal(a, b)
 

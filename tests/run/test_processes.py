@@ -18,8 +18,8 @@ from tiny import without_times
 from bnonly_jax import analysis
 from bnonly_jax import train
 from bnonly_jax.config import UserError
-from bnonly_jax.run import metrics
 from bnonly_jax.run import processes
+from bnonly_jax.run import reading
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, 'PYTHON': sys.executable, 'DEVICES': '2', 'XLA_FLAGS': XLA_FLAGS,
@@ -66,7 +66,7 @@ def test_two_processes_do_what_one_does_and_take_over_from_each_other(data_dir, 
       assert out.count('test accuracy') == 1  # process 0 alone speaks
   straight = train.train_and_evaluate(tiny_config(data_dir, epochs=3, **fields), tmp_path / 'one')
   assert jax.device_count() == 4 and straight['processes'] == 1
-  lines, expected = (without_times(metrics.read(tmp_path / name)) for name in ('run', 'one'))
+  lines, expected = (without_times(reading.lines(tmp_path / name)) for name in ('run', 'one'))
   assert [line['step'] for line in lines] == [line['step'] for line in expected]
   for line, other in zip(lines, expected, strict=True):
     for name, value in line.items():

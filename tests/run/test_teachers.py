@@ -16,7 +16,7 @@ from bnonly_jax import experiment
 from bnonly_jax import train
 from bnonly_jax.config import UserError
 from bnonly_jax.run import checkpoint
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 from bnonly_jax.run import teachers
 from bnonly_jax.run import workdir as workdir_lib
 
@@ -85,8 +85,8 @@ def test_a_killed_run_goes_on_with_the_same_teacher_without_its_folder(folders, 
   printed = capsys.readouterr().out
   assert 'is taught by step 0, seed 3,' in printed and 'going on after step 3' in printed
   assert without_times([result]) == without_times([whole])
-  lines = metrics.read(tmp_path / 'run')
-  assert without_times(lines) == without_times(metrics.read(tmp_path / 'whole'))
+  lines = reading.lines(tmp_path / 'run')
+  assert without_times(lines) == without_times(reading.lines(tmp_path / 'whole'))
   assert all(line['train_distillation'] > 0 for line in lines if 'train_loss' in line)
   for a, b in zip(last_state(tmp_path / 'run'), last_state(tmp_path / 'whole'), strict=True):
     np.testing.assert_array_equal(a, b)

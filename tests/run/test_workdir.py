@@ -10,7 +10,7 @@ import pytest
 from bnonly_jax import config as config_lib
 from bnonly_jax import train
 from bnonly_jax.config import UserError
-from bnonly_jax.run import metrics
+from bnonly_jax.run import reading
 from bnonly_jax.run import workdir as workdir_lib
 
 
@@ -134,11 +134,11 @@ def test_after_a_bad_image_stopped_a_run_the_same_command_may_skip_it(tmp_path):
   config.update(network='cifar_resnet8', epochs=1, batch_size=4, log_every=1)
   with pytest.raises(UserError, match='--config.data.bad_images=skip'):
     train.train_and_evaluate(config, tmp_path / 'run')
-  assert max(line['step'] for line in metrics.read(tmp_path / 'run')) > 0
+  assert max(line['step'] for line in reading.lines(tmp_path / 'run')) > 0
   config.data.bad_images = 'skip'
   result = train.train_and_evaluate(config, tmp_path / 'run')
   assert (result['steps'], result['diverged']) == (10, False)
-  lines = [line['step'] for line in metrics.read(tmp_path / 'run')]
+  lines = [line['step'] for line in reading.lines(tmp_path / 'run')]
   assert lines == [0, *range(1, 11), 10]
 
 
