@@ -6,8 +6,8 @@
 The paper: training them on top of everything else adds 0.5 to 2 points on CIFAR-10.
 
 Cost at `paper`: 70 runs, 1.9 EFLOP of training steps (counted). At a fifth of one H100's dense TF32
-peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 5.4 hours, an estimate: nothing of
-this length has been run.
+peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 5.4 hours, an estimate: of
+this length only the runs in docs/runs are there.
 """
 
 import ml_collections

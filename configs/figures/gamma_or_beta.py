@@ -4,7 +4,7 @@
   python -m bnonly_jax.figures --config=configs/figures/gamma_or_beta.py:SCALE --workdir=DIR
 
 What came out for ResNet-14 on `cifar10_jpeg` (RESULTS.md): 42.0 % by gamma alone, 32.6 % by beta
-alone, 47.0 % by both.
+alone (one seed), 47.0 % by both (three).
 
 Cost at `paper`: 60 runs, 0.23 EFLOP of training steps (counted). At a fifth of one H100's dense
 TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 0.6 hours, an estimate: of

@@ -3,7 +3,7 @@
   python -m bnonly_jax.sweep --config=configs/figures/norms.py:SCALE --workdir=DIR
   python -m bnonly_jax.figures --config=configs/figures/norms.py:SCALE --workdir=DIR
 
-What to expect is not known: it has not been run at this scale.
+What to expect of the other norms is not known: they have not been run at this scale.
 
 Cost at `paper`: 60 runs, 0.23 EFLOP of training steps (counted). At a fifth of one H100's dense
 TF32 peak (495 TFLOP/s; in TF32 XLA multiplies float32 there) that is 0.6 hours, an estimate: of
